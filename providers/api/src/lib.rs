@@ -1,0 +1,30 @@
+//! The contract between `pool` and whatever creates its workers.
+//!
+//! A provider turns a [`CreateRequest`] into a real worker (a process, a container, a VM), lists the
+//! workers of one deployment, changes in place what it can, and deletes. It knows nothing of pools as
+//! a whole, of plans, of leases or of the state database: this crate is all that it sees of `pool`.
+//!
+//! | module          | holds                                                                  |
+//! |-----------------|------------------------------------------------------------------------|
+//! | [`identity`]    | deployment, pool, slot, generation: who a worker is                     |
+//! | [`spec`]        | what a worker should be, and what was observed of it                    |
+//! | [`error`]       | the named errors: each tells the caller what to do next                 |
+//! | [`provider`]    | the trait [`WorkerProvider`] and its requests; the contract in prose    |
+//! | [`shared`]      | [`SharedProvider`]: one provider of any type behind one concrete type   |
+//! | [`conformance`] | the suite that every provider passes; the contract as code              |
+
+pub mod conformance;
+pub mod error;
+pub mod identity;
+pub mod provider;
+pub mod shared;
+pub mod spec;
+
+pub use error::ProviderError;
+pub use identity::{DeploymentId, Generation, InvalidIdentity, PoolId, Slot, WorkerName};
+pub use provider::{
+    Consistency, CreateRequest, DeleteRequest, Description, Idempotency, InPlaceField, Listing,
+    PageToken, UpdateRequest, WorkerProvider, WorkerRef,
+};
+pub use shared::SharedProvider;
+pub use spec::{ObservedStatus, ObservedWorker, ProbeOutcome, WorkerSpec};

@@ -1,0 +1,189 @@
+//! The trait that every provider implements, and its requests.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ProviderError;
+use crate::identity::{DeploymentId, WorkerName};
+use crate::spec::{ObservedWorker, ProbeOutcome, WorkerSpec};
+
+/// What makes a repeated create safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Idempotency {
+    /// The same token gives the same worker, whatever became of the first answer.
+    Token,
+    /// Names are unique: a second create of the same name fails with `already exists`.
+    UniqueName,
+    /// Nothing: a repeated create may make a second worker.
+    None,
+}
+
+/// What a listing proves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// A listing shows every effect of every call that has returned.
+    Strong,
+    /// An effect may show up late, by at most [`Description::settle`].
+    Eventual,
+}
+
+/// A field that some providers can change without a replacement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InPlaceField {
+    /// `worker_config.labels`
+    Labels,
+    /// `worker_config.tags`
+    Tags,
+}
+
+/// What a provider can do; constant during a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// The provider's type: `local`, `sim`, `docker`.
+    pub kind: String,
+    /// The worker types that it can create: `process`, `container`, `vm`, `host`.
+    pub worker_types: Vec<String>,
+    /// What makes a repeated create safe.
+    pub idempotency: Idempotency,
+    /// What a listing proves.
+    pub consistency: Consistency,
+    /// How long an effect may take to show in a listing, whatever became of its call.
+    pub settle: Duration,
+    /// What [`WorkerProvider::update`] can change.
+    pub in_place: Vec<InPlaceField>,
+    /// How many workers fit in all, where the provider knows; decides the order of replacements.
+    pub capacity: Option<u32>,
+}
+
+impl Description {
+    /// Returns whether `field` can change without a replacement.
+    pub fn can_update(&self, field: InPlaceField) -> bool {
+        self.in_place.contains(&field)
+    }
+}
+
+/// Asks for one worker. Everything that identifies it goes into the object's tags in the same call.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// The deployment that will own it.
+    pub owner: DeploymentId,
+    /// Who it will be.
+    pub name: WorkerName,
+    /// Grows only on proof that the attempt before left nothing behind.
+    pub attempt: u32,
+    /// The operation that asks.
+    pub operation: i64,
+    /// The idempotency token: equal for repeats of one attempt, different otherwise.
+    pub token: String,
+    /// What it should be.
+    pub spec: WorkerSpec,
+    /// The hash of the spec without its secrets.
+    pub spec_hash: String,
+}
+
+/// Names one existing worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerRef {
+    /// The deployment that owns it.
+    pub owner: DeploymentId,
+    /// Who it is.
+    pub name: WorkerName,
+    /// The provider's id, where it is known. Without one, every object of that name is meant.
+    pub provider_id: Option<String>,
+}
+
+/// Asks to change a worker in place.
+#[derive(Debug, Clone)]
+pub struct UpdateRequest {
+    /// Which worker.
+    pub worker: WorkerRef,
+    /// All labels that it should have.
+    pub labels: BTreeMap<String, String>,
+    /// All tags that it should have.
+    pub tags: Vec<String>,
+}
+
+/// Asks for a worker to be gone.
+#[derive(Debug, Clone)]
+pub struct DeleteRequest {
+    /// Which worker.
+    pub worker: WorkerRef,
+}
+
+/// Where a listing goes on; opaque.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageToken(pub String);
+
+/// One page of a listing.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// The page's workers.
+    pub workers: Vec<ObservedWorker>,
+    /// The next page, if there is one.
+    pub next: Option<PageToken>,
+    /// False when the provider could not see everything (a zone is down): absence proves nothing.
+    pub complete: bool,
+}
+
+/// Creates and deletes workers somewhere.
+///
+/// # Guarantees a provider gives
+/// - `create` is all or nothing, and the object carries owner, name, attempt, operation and spec hash
+///   from its first moment on. A repeat of the same attempt gives the same worker where
+///   [`Description::idempotency`] says so.
+/// - `list` returns workers of `owner` only, and every one that runs or may still come to run, within
+///   the stated consistency.
+/// - `delete` succeeds when the worker is already gone, and takes along what the worker started.
+/// - `update` sets labels and tags to exactly what is asked.
+/// - Errors are the named ones. A timeout or a lost answer is `UnknownOutcome`, never another.
+/// - Calls may be dropped half-way (the process is killed); what they started is found by `list`.
+///
+/// # What it need not do
+/// Retry, limit its own concurrency, time out, or remember anything: the caller does.
+pub trait WorkerProvider: Send + Sync + 'static {
+    /// Says what the provider can do. Cheap, and constant during a run.
+    fn describe(&self) -> Description;
+
+    /// Creates a worker and returns it, running or starting.
+    fn create(
+        &self,
+        request: &CreateRequest,
+    ) -> impl Future<Output = Result<ObservedWorker, ProviderError>> + Send;
+
+    /// Returns one page of the workers that `owner` has.
+    fn list(
+        &self,
+        owner: &DeploymentId,
+        page: Option<&PageToken>,
+    ) -> impl Future<Output = Result<Listing, ProviderError>> + Send;
+
+    /// Returns one worker, or `NotFound`.
+    fn get(
+        &self,
+        worker: &WorkerRef,
+    ) -> impl Future<Output = Result<ObservedWorker, ProviderError>> + Send;
+
+    /// Changes labels and tags in place.
+    fn update(
+        &self,
+        request: &UpdateRequest,
+    ) -> impl Future<Output = Result<ObservedWorker, ProviderError>> + Send;
+
+    /// Deletes a worker; returns once it no longer runs, or is certain to stop.
+    fn delete(
+        &self,
+        request: &DeleteRequest,
+    ) -> impl Future<Output = Result<(), ProviderError>> + Send;
+
+    /// Asks the provider whether the worker is well.
+    fn probe(
+        &self,
+        worker: &WorkerRef,
+    ) -> impl Future<Output = Result<ProbeOutcome, ProviderError>> + Send;
+}

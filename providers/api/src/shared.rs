@@ -1,0 +1,108 @@
+//! One provider of any type behind one concrete type.
+//!
+//! [`WorkerProvider`] lets providers write plain `async fn`, which makes it unusable as a trait object.
+//! [`SharedProvider`] boxes the futures once, here, so that a registry can hold providers of several
+//! types, and one listing can serve every pool of a provider.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::error::ProviderError;
+use crate::identity::DeploymentId;
+use crate::provider::{
+    CreateRequest, DeleteRequest, Description, Listing, PageToken, UpdateRequest, WorkerProvider,
+    WorkerRef,
+};
+use crate::spec::{ObservedWorker, ProbeOutcome};
+
+type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ProviderError>> + Send + 'a>>;
+
+/// [`WorkerProvider`] with boxed futures. Private: it is an artefact of the language.
+trait ErasedProvider: Send + Sync + 'static {
+    fn describe(&self) -> Description;
+    fn create<'a>(&'a self, request: &'a CreateRequest) -> Answer<'a, ObservedWorker>;
+    fn list<'a>(
+        &'a self,
+        owner: &'a DeploymentId,
+        page: Option<&'a PageToken>,
+    ) -> Answer<'a, Listing>;
+    fn get<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ObservedWorker>;
+    fn update<'a>(&'a self, request: &'a UpdateRequest) -> Answer<'a, ObservedWorker>;
+    fn delete<'a>(&'a self, request: &'a DeleteRequest) -> Answer<'a, ()>;
+    fn probe<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ProbeOutcome>;
+}
+
+impl<T: WorkerProvider> ErasedProvider for T {
+    fn describe(&self) -> Description {
+        WorkerProvider::describe(self)
+    }
+    fn create<'a>(&'a self, request: &'a CreateRequest) -> Answer<'a, ObservedWorker> {
+        Box::pin(WorkerProvider::create(self, request))
+    }
+    fn list<'a>(
+        &'a self,
+        owner: &'a DeploymentId,
+        page: Option<&'a PageToken>,
+    ) -> Answer<'a, Listing> {
+        Box::pin(WorkerProvider::list(self, owner, page))
+    }
+    fn get<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ObservedWorker> {
+        Box::pin(WorkerProvider::get(self, worker))
+    }
+    fn update<'a>(&'a self, request: &'a UpdateRequest) -> Answer<'a, ObservedWorker> {
+        Box::pin(WorkerProvider::update(self, request))
+    }
+    fn delete<'a>(&'a self, request: &'a DeleteRequest) -> Answer<'a, ()> {
+        Box::pin(WorkerProvider::delete(self, request))
+    }
+    fn probe<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ProbeOutcome> {
+        Box::pin(WorkerProvider::probe(self, worker))
+    }
+}
+
+/// A provider of any type; clones share it.
+#[derive(Clone)]
+pub struct SharedProvider(Arc<dyn ErasedProvider>);
+
+impl SharedProvider {
+    /// Shares `provider`.
+    pub fn new(provider: impl WorkerProvider) -> Self {
+        Self(Arc::new(provider))
+    }
+}
+
+impl fmt::Debug for SharedProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SharedProvider").field(&self.0.describe().kind).finish()
+    }
+}
+
+impl WorkerProvider for SharedProvider {
+    fn describe(&self) -> Description {
+        self.0.describe()
+    }
+    async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
+        self.0.create(request).await
+    }
+    async fn list(
+        &self,
+        owner: &DeploymentId,
+        page: Option<&PageToken>,
+    ) -> Result<Listing, ProviderError> {
+        self.0.list(owner, page).await
+    }
+    async fn get(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
+        self.0.get(worker).await
+    }
+    async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
+        self.0.update(request).await
+    }
+    async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
+        self.0.delete(request).await
+    }
+    async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
+        self.0.probe(worker).await
+    }
+}

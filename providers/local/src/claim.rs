@@ -1,0 +1,231 @@
+//! The files that make an attempt exclusive and remember which process it became.
+//!
+//! One file a claim, `<worker>.<attempt>.claim`, in a folder per deployment. It appears complete or not
+//! at all: written aside, then hard-linked to its name, which fails when the name exists (link(2)).
+//! A tombstone, `<worker>.deleted`, forbids every later claim of that worker: a launcher that was still
+//! on its way when the worker was deleted finds it and gives up.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pool_provider::{DeploymentId, WorkerName};
+use serde::{Deserialize, Serialize};
+
+/// How long a tombstone is kept: longer than any launcher can be on its way.
+const TOMBSTONE_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What one attempt to start a worker became.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Who the worker is.
+    pub name: WorkerName,
+    /// Which attempt this is.
+    pub attempt: u32,
+    /// The operation that asked for it.
+    pub operation: i64,
+    /// The hash of its spec.
+    pub spec_hash: String,
+    /// Its labels; rewritten by an update.
+    pub labels: BTreeMap<String, String>,
+    /// Its tags; rewritten by an update.
+    pub tags: Vec<String>,
+    /// Its process id, in `pid_namespace`.
+    pub pid: i32,
+    /// When its process started, in clock ticks since boot.
+    pub start_time: u64,
+    /// The boot that `start_time` counts from.
+    pub boot_id: String,
+    /// The PID namespace that `pid` belongs to.
+    pub pid_namespace: String,
+    /// Which limits are in force, in words.
+    pub limits: String,
+}
+
+/// The claims of one deployment.
+#[derive(Debug, Clone)]
+pub struct ClaimFolder {
+    path: PathBuf,
+}
+
+impl ClaimFolder {
+    /// Opens the folder of `owner` below `root`; creates it, private to this user, when it is missing.
+    pub fn open(root: &Path, owner: &DeploymentId) -> io::Result<Self> {
+        let path = root.join(owner.as_str());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        Ok(Self { path })
+    }
+
+    /// Refers to a folder that exists, by its own path.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Returns the folder's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns where the worker's standard output and error go.
+    pub fn log_path(&self, name: &WorkerName) -> PathBuf {
+        self.path.join(format!("{name}.log"))
+    }
+
+    fn claim_path(&self, name: &WorkerName, attempt: u32) -> PathBuf {
+        self.path.join(format!("{name}.{attempt}.claim"))
+    }
+
+    fn tombstone_path(&self, name: &WorkerName) -> PathBuf {
+        self.path.join(format!("{name}.deleted"))
+    }
+
+    /// Takes the attempt, or returns false when it is taken or the worker is deleted.
+    pub fn take(&self, claim: &Claim) -> io::Result<bool> {
+        let path = self.claim_path(&claim.name, claim.attempt);
+        let aside = self.write_aside(claim)?;
+        let linked = fs::hard_link(&aside, &path);
+        fs::remove_file(&aside)?;
+        match linked {
+            Ok(()) if self.tombstone_path(&claim.name).exists() => {
+                fs::remove_file(&path)?;
+                Ok(false)
+            }
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces the claim's content.
+    pub fn rewrite(&self, claim: &Claim) -> io::Result<()> {
+        let aside = self.write_aside(claim)?;
+        fs::rename(aside, self.claim_path(&claim.name, claim.attempt))
+    }
+
+    fn write_aside(&self, claim: &Claim) -> io::Result<PathBuf> {
+        let own = std::process::id();
+        let aside = self.path.join(format!(".{}.{}.{own}", claim.name, claim.attempt));
+        let mut file = private_file(&aside)?;
+        file.write_all(&serde_json::to_vec(claim)?)?;
+        Ok(aside)
+    }
+
+    /// Returns the claim of one attempt.
+    pub fn read(&self, name: &WorkerName, attempt: u32) -> io::Result<Option<Claim>> {
+        read_claim(&self.claim_path(name, attempt))
+    }
+
+    /// Returns every claim of `name`, or of all workers.
+    pub fn read_all(&self, name: Option<&WorkerName>) -> io::Result<Vec<Claim>> {
+        let prefix = name.map(|name| format!("{name}."));
+        let mut claims = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let file_name = entry.file_name();
+            let Some(file_name) = file_name.to_str() else { continue };
+            let wanted = prefix.as_ref().is_none_or(|prefix| file_name.starts_with(prefix));
+            // A file still being written aside starts with a dot.
+            if wanted && has_extension(&entry.path(), "claim") && !file_name.starts_with('.') {
+                claims.extend(read_claim(&entry.path())?);
+            }
+        }
+        Ok(claims)
+    }
+
+    /// Forbids every later claim of `name`. Comes before the search for what is to be stopped.
+    pub fn bury(&self, name: &WorkerName) -> io::Result<()> {
+        private_file(&self.tombstone_path(name)).map(drop)
+    }
+
+    /// Removes the claims of `name`, once nothing of it runs any more, and every tombstone that is out
+    /// of date together with the log of its worker.
+    pub fn clear(&self, name: &WorkerName) -> io::Result<()> {
+        for claim in self.read_all(Some(name))? {
+            remove_if_present(&self.claim_path(name, claim.attempt))?;
+        }
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if has_extension(&entry.path(), "deleted") {
+                let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+                if age > TOMBSTONE_AGE {
+                    remove_if_present(&entry.path())?;
+                    remove_if_present(&entry.path().with_extension("log"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+fn read_claim(path: &Path) -> io::Result<Option<Claim>> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove_if_present(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Opens a file for writing that only this user can read: it may hold what a worker prints.
+pub(crate) fn private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pool_provider::{Generation, Slot};
+
+    fn claim(pid: i32) -> Claim {
+        Claim {
+            name: WorkerName::new("ci".parse().unwrap(), Slot(0), Generation(1)),
+            attempt: 1,
+            operation: 7,
+            spec_hash: "v1:00".into(),
+            labels: BTreeMap::new(),
+            tags: Vec::new(),
+            pid,
+            start_time: 1,
+            boot_id: "boot".into(),
+            pid_namespace: "pid:[1]".into(),
+            limits: String::new(),
+        }
+    }
+
+    fn folder() -> (tempfile::TempDir, ClaimFolder) {
+        let root = tempfile::tempdir().unwrap();
+        let folder = ClaimFolder::open(root.path(), &DeploymentId::from_random([1; 16])).unwrap();
+        (root, folder)
+    }
+
+    #[test]
+    fn the_second_to_take_an_attempt_loses() {
+        let (_root, folder) = folder();
+        assert!(folder.take(&claim(1)).unwrap());
+        assert!(!folder.take(&claim(2)).unwrap());
+        assert_eq!(folder.read(&claim(1).name, 1).unwrap().unwrap().pid, 1);
+    }
+
+    #[test]
+    fn nobody_takes_an_attempt_of_a_deleted_worker() {
+        let (_root, folder) = folder();
+        folder.bury(&claim(1).name).unwrap();
+        assert!(!folder.take(&claim(1)).unwrap());
+        assert_eq!(folder.read_all(None).unwrap(), []);
+    }
+}

@@ -1,0 +1,249 @@
+//! [`LocalProvider`]: the provider trait over claims, launcher and `/proc`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use pool_provider::{
+    Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency,
+    InPlaceField, Listing, ObservedWorker, PageToken, ProbeOutcome, ProviderError, UpdateRequest,
+    WorkerProvider, WorkerRef, WorkerSpec,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::Command;
+
+use crate::claim::{Claim, ClaimFolder};
+use crate::launch::{LaunchReport, LaunchRequest};
+use crate::{find, limits, stop};
+
+/// Where programs are found when a worker's environment does not say: the usual places.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How the provider works on this machine.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where claims and logs are kept, a folder per deployment below it.
+    pub root: PathBuf,
+    /// The program and arguments that run [`crate::launch::run`].
+    pub launcher: (PathBuf, Vec<String>),
+    /// How long a worker has between SIGTERM and SIGKILL.
+    pub stop_grace: Duration,
+    /// Where control groups are mounted.
+    pub cgroup_root: PathBuf,
+}
+
+impl Settings {
+    /// Returns the defaults: 10 s of grace, control groups where Linux mounts them.
+    pub fn new(root: PathBuf, launcher: (PathBuf, Vec<String>)) -> Self {
+        Self {
+            root,
+            launcher,
+            stop_grace: Duration::from_secs(10),
+            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+        }
+    }
+}
+
+/// Runs workers as processes on this machine.
+#[derive(Debug, Clone)]
+pub struct LocalProvider {
+    settings: Settings,
+}
+
+impl LocalProvider {
+    /// Builds a provider; touches nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings }
+    }
+
+    fn folder(&self, owner: &DeploymentId) -> Result<ClaimFolder, ProviderError> {
+        ClaimFolder::open(&self.settings.root, owner).map_err(|error| {
+            ProviderError::Transient(format!("opening {}: {error}", self.settings.root.display()))
+        })
+    }
+
+    /// Runs the launcher and returns its last report.
+    async fn launch(
+        &self,
+        request: &CreateRequest,
+        folder: &ClaimFolder,
+    ) -> io::Result<LaunchReport> {
+        let (program, arguments) = &self.settings.launcher;
+        let mut launcher = Command::new(program)
+            .args(arguments)
+            .env_clear()
+            // The tags are in the launcher's environment too: a delete finds it on its way.
+            .envs(tags(request))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let asked = launch_request(request, folder, &self.settings);
+        let text = serde_json::to_vec(&asked)?;
+        if let Some(mut stdin) = launcher.stdin.take() {
+            stdin.write_all(&text).await?;
+        }
+        let mut report = String::new();
+        if let Some(mut stdout) = launcher.stdout.take() {
+            stdout.read_to_string(&mut report).await?;
+        }
+        // The child is the worker now. Dropping the handle leaves it running; tokio reaps it when it
+        // ends while this process lives, and init does after that.
+        drop(launcher);
+        let last = report.lines().last().unwrap_or_default();
+        serde_json::from_str(last)
+            .map_err(|_| io::Error::other(format!("the launcher answered `{last}`")))
+    }
+}
+
+fn tags(request: &CreateRequest) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("POOL_DEPLOYMENT".to_owned(), request.owner.to_string()),
+        ("POOL_ID".to_owned(), request.name.pool.to_string()),
+        ("POOL_WORKER".to_owned(), request.name.to_string()),
+        ("POOL_SLOT".to_owned(), request.name.slot.to_string()),
+        ("POOL_ATTEMPT".to_owned(), request.attempt.to_string()),
+        ("POOL_OPERATION".to_owned(), request.operation.to_string()),
+        ("POOL_SPEC_HASH".to_owned(), request.spec_hash.clone()),
+    ])
+}
+
+fn launch_request(
+    request: &CreateRequest,
+    folder: &ClaimFolder,
+    settings: &Settings,
+) -> LaunchRequest {
+    let WorkerSpec { image, command, cpu_cores, memory_mb, labels, tags: user_tags, .. } =
+        request.spec.clone();
+    let mut environment = BTreeMap::from([
+        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
+        ("LANG".to_owned(), "C.UTF-8".to_owned()),
+    ]);
+    environment.extend(request.spec.environment.clone());
+    environment.extend(tags(request));
+    LaunchRequest {
+        folder: folder.path().to_owned(),
+        cgroup_root: settings.cgroup_root.clone(),
+        claim: Claim {
+            name: request.name.clone(),
+            attempt: request.attempt,
+            operation: request.operation,
+            spec_hash: request.spec_hash.clone(),
+            labels,
+            tags: user_tags,
+            pid: 0,
+            start_time: 0,
+            boot_id: String::new(),
+            pid_namespace: String::new(),
+            limits: String::new(),
+        },
+        object_name: request.name.object_name(&request.owner),
+        image,
+        command,
+        environment,
+        cpu_cores,
+        memory_mb,
+    }
+}
+
+/// Turns a failure to look into an error: nothing was done.
+fn looking(error: &io::Error) -> ProviderError {
+    ProviderError::Transient(format!("looking for local workers: {error}"))
+}
+
+impl WorkerProvider for LocalProvider {
+    fn describe(&self) -> Description {
+        Description {
+            kind: "local".to_owned(),
+            worker_types: vec!["process".to_owned()],
+            idempotency: Idempotency::Token,
+            consistency: Consistency::Strong,
+            settle: Duration::ZERO,
+            in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
+            capacity: None,
+        }
+    }
+
+    async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
+        let folder = self.folder(&request.owner)?;
+        let report = self.launch(request, &folder).await.map_err(|error| {
+            ProviderError::UnknownOutcome(format!("starting a process: {error}"))
+        })?;
+        match report {
+            LaunchReport::NotExecutable(why) => {
+                return Err(ProviderError::InvalidSpec(format!("image {why}")));
+            }
+            LaunchReport::Failed(why) => return Err(ProviderError::Transient(why)),
+            LaunchReport::Claimed | LaunchReport::Taken => {}
+        }
+        let claim = folder.read(&request.name, request.attempt).map_err(|error| looking(&error))?;
+        match claim {
+            Some(claim) if find::live_process(&claim).map_err(|e| looking(&e))?.is_some() => {
+                Ok(find::observed(&claim, &request.owner))
+            }
+            Some(_) | None => Err(ProviderError::Transient(format!(
+                "the process of {} has ended already; see {}",
+                request.name,
+                folder.log_path(&request.name).display()
+            ))),
+        }
+    }
+
+    async fn list(
+        &self,
+        owner: &DeploymentId,
+        _page: Option<&PageToken>,
+    ) -> Result<Listing, ProviderError> {
+        let folder = self.folder(owner)?;
+        let workers = find::workers(&folder, owner).map_err(|error| looking(&error))?;
+        Ok(Listing { workers, next: None, complete: true })
+    }
+
+    async fn get(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
+        let folder = self.folder(&worker.owner)?;
+        let found =
+            find::by_name(&folder, &worker.owner, &worker.name).map_err(|error| looking(&error))?;
+        found
+            .into_iter()
+            .find(|found| worker.provider_id.as_ref().is_none_or(|id| *id == found.provider_id))
+            .ok_or_else(|| ProviderError::NotFound(worker.name.to_string()))
+    }
+
+    async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
+        let observed = self.get(&request.worker).await?;
+        let folder = self.folder(&request.worker.owner)?;
+        let claim = folder.read(&observed.name, observed.attempt).map_err(|e| looking(&e))?;
+        let claim = claim.ok_or_else(|| {
+            ProviderError::NotFound(format!("{}: its claim file is lost", observed.name))
+        })?;
+        let claim = Claim { labels: request.labels.clone(), tags: request.tags.clone(), ..claim };
+        folder.rewrite(&claim).map_err(|error| {
+            ProviderError::UnknownOutcome(format!("rewriting the claim: {error}"))
+        })?;
+        Ok(find::observed(&claim, &request.worker.owner))
+    }
+
+    async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
+        let WorkerRef { owner, name, .. } = &request.worker;
+        let folder = self.folder(owner)?;
+        let stopping =
+            |error: io::Error| ProviderError::UnknownOutcome(format!("stopping {name}: {error}"));
+        folder.bury(name).map_err(stopping)?;
+        stop::stop(&folder, owner, name, self.settings.stop_grace).await.map_err(stopping)?;
+        folder.clear(name).map_err(stopping)?;
+        limits::remove(&self.settings.cgroup_root, &name.object_name(owner));
+        Ok(())
+    }
+
+    async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
+        match self.get(worker).await {
+            Ok(_) => Ok(ProbeOutcome::Healthy),
+            Err(ProviderError::NotFound(_)) => {
+                Ok(ProbeOutcome::Unhealthy("its process has ended".to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Rules between fields: what no schema can say.
+//!
+//! Input: a pool that satisfies the schema. Output: every rule that it breaks, by pointer relative to
+//! the pool. Looks at nothing but the pool itself, so `plan` may rely on all of this.
+
+use std::collections::BTreeMap;
+
+use super::diagnostic::{Diagnostic, did_you_mean};
+use super::pointer::escape;
+use super::types::{HealthCheckKind, StaticPoolConfig};
+
+/// Which worker types a provider can create, by the provider's name.
+pub type KnownProviders = BTreeMap<String, Vec<String>>;
+
+/// Returns every rule that `pool` breaks.
+pub(crate) fn check(
+    pool: &StaticPoolConfig,
+    providers: &KnownProviders,
+) -> Vec<(String, Diagnostic)> {
+    let mut broken = Vec::new();
+    check_provider(pool, providers, &mut broken);
+    check_health(pool, &mut broken);
+    check_update(pool, &mut broken);
+    check_environment(pool, &mut broken);
+    if pool.provisioning.timeout.get().is_zero() {
+        broken.push((
+            "/provisioning/timeout".to_owned(),
+            Diagnostic::error("zero-timeout", "`timeout` must be longer than 0s"),
+        ));
+    }
+    broken
+}
+
+type Broken = Vec<(String, Diagnostic)>;
+
+fn check_provider(pool: &StaticPoolConfig, providers: &KnownProviders, broken: &mut Broken) {
+    let named = pool.provider.as_deref();
+    let provider = named.unwrap_or(pool.worker_type.default_provider());
+    let known: Vec<&str> = providers.keys().map(String::as_str).collect();
+    let Some(worker_types) = providers.get(provider) else {
+        let (pointer, summary) = match named {
+            Some(named) => ("/provider", format!("there is no provider `{named}`")),
+            None => (
+                "/worker_type",
+                format!(
+                    "workers of type `{}` come from the provider `{provider}`, which this version \
+                     does not have",
+                    pool.worker_type
+                ),
+            ),
+        };
+        let meant = did_you_mean(provider, known.iter().copied());
+        let help = match meant {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("set `provider` to one of: {}", known.join(", ")),
+        };
+        broken
+            .push((pointer.to_owned(), Diagnostic::error("unknown-provider", summary).help(help)));
+        return;
+    };
+    if !worker_types.iter().any(|known| known == pool.worker_type.as_str()) {
+        broken.push((
+            "/worker_type".to_owned(),
+            Diagnostic::error(
+                "wrong-worker-type",
+                format!("the provider `{provider}` has no workers of type `{}`", pool.worker_type),
+            )
+            .help(format!("it has: {}", worker_types.join(", "))),
+        ));
+    }
+}
+
+fn check_health(pool: &StaticPoolConfig, broken: &mut Broken) {
+    let health = &pool.health_check;
+    let mut complain = |field: &str, summary: String, help: &str| {
+        let found = Diagnostic::error("health-check", summary).help(help);
+        broken.push((format!("/health_check/{field}"), found));
+    };
+    let networked = matches!(health.kind, HealthCheckKind::Tcp | HealthCheckKind::Http);
+    if networked && health.port.is_none() {
+        complain("type", "a `tcp` or `http` check needs a `port`".into(), "add `port:`");
+    }
+    if !networked && health.port.is_some() {
+        complain("port", "only `tcp` and `http` checks have a `port`".into(), "remove it");
+    }
+    if health.kind != HealthCheckKind::Http && health.path.is_some() {
+        complain(
+            "path",
+            "only an `http` check has a `path`".into(),
+            "remove it, or set `type: http`",
+        );
+    }
+    if health.kind == HealthCheckKind::Exec && health.command.is_empty() {
+        complain("type", "an `exec` check needs a `command`".into(), "add `command:`");
+    }
+    if health.kind != HealthCheckKind::Exec && !health.command.is_empty() {
+        complain("command", "only an `exec` check has a `command`".into(), "set `type: exec`");
+    }
+    if health.interval.get().is_zero() {
+        complain("interval", "`interval` must be longer than 0s".into(), "5s is the default");
+    }
+    if health.timeout.get().is_zero() {
+        complain("timeout", "`timeout` must be longer than 0s".into(), "2s is the default");
+    }
+    if health.timeout > health.interval {
+        let summary = format!(
+            "`timeout` ({}) must not be longer than `interval` ({})",
+            health.timeout, health.interval
+        );
+        complain("timeout", summary, "a probe must end before the next one starts");
+    }
+    if health.freshness.is_some_and(|freshness| freshness < health.interval) {
+        let help = "a probe must vouch for a worker until the next one";
+        complain("freshness", "`freshness` must not be shorter than `interval`".into(), help);
+    }
+    if health.start_period >= pool.provisioning.timeout {
+        let help = "a worker must pass its check within `provisioning.timeout`";
+        let summary = "`start_period` must be shorter than `provisioning.timeout`".to_owned();
+        complain("start_period", summary, help);
+    }
+    let highest = u64::from(health.port.unwrap_or(0))
+        + u64::from(health.port_step) * u64::from(pool.fixed_size.saturating_sub(1));
+    if highest > u64::from(u16::MAX) {
+        let summary = format!("the last slot's port would be {highest}, above 65535");
+        complain("port_step", summary, "choose a lower `port` or a smaller `port_step`");
+    }
+}
+
+fn check_update(pool: &StaticPoolConfig, broken: &mut Broken) {
+    let surge = pool.update.max_surge.of_rounded_up(pool.fixed_size);
+    let unavailable = pool.update.max_unavailable.of_rounded_down(pool.fixed_size);
+    if surge == 0 && unavailable == 0 && pool.fixed_size > 0 {
+        broken.push((
+            "/update".to_owned(),
+            Diagnostic::error(
+                "no-room-to-update",
+                format!(
+                    "`max_surge` and `max_unavailable` come to 0 workers of {}: nothing could ever \
+                     be replaced",
+                    pool.fixed_size
+                ),
+            )
+            .help("set one of them to 1 or more"),
+        ));
+    }
+}
+
+fn check_environment(pool: &StaticPoolConfig, broken: &mut Broken) {
+    for name in pool.worker_config.environment.keys() {
+        let pointer = || format!("/worker_config/environment/{}", escape(name));
+        let first_is_letter = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        if !first_is_letter || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            broken.push((
+                pointer(),
+                Diagnostic::error("bad-variable-name", format!("`{name}` cannot name a variable"))
+                    .help("use letters, digits and underscores, with no digit first"),
+            ));
+        } else if name.starts_with("POOL_") {
+            broken.push((
+                pointer(),
+                Diagnostic::error("reserved-variable", format!("`{name}` is reserved"))
+                    .help("variables that start with POOL_ are set by pool itself"),
+            ));
+        }
+    }
+}

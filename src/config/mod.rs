@@ -1,0 +1,33 @@
+//! What the files and the environment ask for.
+//!
+//! Text goes in, pools or diagnostics come out: [`read`] gets the texts, [`load`] turns them into
+//! [`LoadedPool`]s. Knows nothing of state, providers' workings, or terminals.
+//!
+//! | module         | decides                                                      |
+//! |----------------|--------------------------------------------------------------|
+//! | [`types`]      | what a pool file can say (the user story's names)              |
+//! | `document`     | what YAML or JSON text means, and where each value stands      |
+//! | [`schema`]     | the JSON Schema, and what breaks it                            |
+//! | `overrides`    | what the environment changes                                   |
+//! | [`check`]      | rules between fields                                           |
+//! | [`load`]       | the order of all this                                          |
+
+pub mod check;
+pub mod diagnostic;
+mod document;
+pub mod duration;
+mod load;
+mod overrides;
+mod pointer;
+pub mod schema;
+pub mod types;
+
+pub use check::KnownProviders;
+pub use diagnostic::{Diagnostic, Location, Report, Severity, Sources};
+pub use duration::HumanDuration;
+pub use load::{LoadedPool, Origin, Surroundings, load, read};
+pub use types::{
+    CountOrPercent, EnvironmentValue, GuardsConfig, HealthCheckConfig, HealthCheckKind, OnFailure,
+    ProvisioningConfig, ProvisioningStrategy, SecretSource, StaticPoolConfig, StaticWorkerConfig,
+    UpdateConfig, WorkerType,
+};

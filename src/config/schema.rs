@@ -1,0 +1,284 @@
+//! The JSON Schema of pool files, generated from the types, and what breaks it, as diagnostics.
+//!
+//! Draft-07 and fully inlined: editors' language servers complete and explain that form best. The root
+//! accepts a bare pool or a document with `pools`, told apart by `if`, so that every message is about
+//! the form that was meant. This is the only module that knows the `jsonschema` crate.
+
+use std::sync::OnceLock;
+
+use jsonschema::error::{TypeKind, ValidationErrorKind};
+use jsonschema::{ValidationError, Validator};
+use schemars::generate::SchemaSettings;
+use schemars::transform::{Transform, transform_subschemas};
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::diagnostic::{Diagnostic, did_you_mean};
+use super::pointer::{dotted, escape};
+use super::types::StaticPoolConfig;
+
+/// A file that holds several pools.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Pools")]
+struct PoolsDocument {
+    /// The version of this format.
+    #[serde(default = "version")]
+    #[schemars(range(min = 1, max = 1), example = 1)]
+    version: u32,
+    /// The pools.
+    pools: Vec<StaticPoolConfig>,
+}
+
+fn version() -> u32 {
+    1
+}
+
+/// Returns the JSON Schema of a document of a pool file.
+pub fn schema() -> Value {
+    let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
+    let mut generator = settings.with_transform(EditorFriendly).into_generator();
+    let mut pool = generator.root_schema_for::<StaticPoolConfig>().to_value();
+    let mut document = generator.root_schema_for::<PoolsDocument>().to_value();
+    for form in [&mut pool, &mut document] {
+        if let Some(form) = form.as_object_mut() {
+            form.remove("$schema");
+            if let Some(properties) = form.get_mut("properties").and_then(Value::as_object_mut) {
+                // JSON files name their schema in the file itself.
+                let own = json!({ "type": "string", "description": "The schema of this file, for editors." });
+                properties.insert("$schema".to_owned(), own);
+            }
+        }
+    }
+    json!({
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "pool",
+        "description": "Static pools of pre-provisioned workers.",
+        "type": "object",
+        "if": { "required": ["pools"] },
+        "then": document,
+        "else": pool
+    })
+}
+
+/// Makes what schemars writes fit for editors: see the table in `ARCHITECTURE.md`.
+#[derive(Debug, Clone)]
+struct EditorFriendly;
+
+impl Transform for EditorFriendly {
+    fn transform(&mut self, schema: &mut Schema) {
+        transform_subschemas(self, schema);
+        flatten_documented_enum(schema);
+        if let Some(object) = schema.as_object_mut() {
+            // Number formats such as `uint32` are Rust's, not JSON Schema's.
+            object.remove("format");
+            let described = object.get("description").cloned();
+            if let Some(description) = described {
+                object.insert("markdownDescription".to_owned(), description);
+            }
+        }
+    }
+}
+
+/// Turns "one of these documented constants" into an `enum` with a description for each value.
+fn flatten_documented_enum(schema: &mut Schema) {
+    let Some(object) = schema.as_object_mut() else { return };
+    let Some(variants) = object.get("oneOf").and_then(Value::as_array) else { return };
+    let constants: Option<Vec<Value>> = variants.iter().map(|v| v.get("const").cloned()).collect();
+    let Some(constants) = constants else { return };
+    let words = |variant: &Value| variant.get("description").cloned().unwrap_or_default();
+    let descriptions: Vec<Value> = variants.iter().map(words).collect();
+    object.remove("oneOf");
+    object.insert("type".to_owned(), json!("string"));
+    object.insert("enum".to_owned(), Value::Array(constants));
+    object.insert("enumDescriptions".to_owned(), Value::Array(descriptions.clone()));
+    object.insert("markdownEnumDescriptions".to_owned(), Value::Array(descriptions));
+}
+
+fn compiled() -> &'static (Value, Validator) {
+    static COMPILED: OnceLock<(Value, Validator)> = OnceLock::new();
+    COMPILED.get_or_init(|| {
+        let schema = schema();
+        let validator = jsonschema::validator_for(&schema)
+            .expect("the schema generated from our own types is valid");
+        (schema, validator)
+    })
+}
+
+/// Something that breaks the schema, by JSON pointer.
+pub(crate) struct Violation {
+    /// Where in the document.
+    pub(crate) pointer: String,
+    /// Whether the key is at fault, and not its value.
+    pub(crate) at_key: bool,
+    /// What is wrong; not yet placed in the text.
+    pub(crate) diagnostic: Diagnostic,
+}
+
+/// Returns everything in `document` that breaks the schema.
+pub(crate) fn violations(document: &Value) -> Vec<Violation> {
+    let (schema, validator) = compiled();
+    validator.iter_errors(document).flat_map(|error| explain(&error, schema)).collect()
+}
+
+/// Returns the JSON type or types that the schema wants at `path` of a pool, and the keys that it knows
+/// there; `None` when it knows no such place.
+pub(crate) fn lookup<'s>(path: &[String]) -> Option<&'s Value> {
+    let mut here = &compiled().0["else"];
+    for key in path {
+        here = match here.get("properties").and_then(|properties| properties.get(key)) {
+            Some(child) => child,
+            None => here.get("additionalProperties").filter(|free| free.is_object())?,
+        };
+    }
+    Some(here)
+}
+
+fn explain(error: &ValidationError<'_>, schema: &Value) -> Vec<Violation> {
+    let pointer = error.instance_path().as_str().to_owned();
+    let shown = dotted(&pointer);
+    let name = shown.rsplit('.').next().unwrap_or_default().to_owned();
+    let at_value = |diagnostic: Diagnostic| {
+        vec![Violation {
+            pointer: pointer.clone(),
+            at_key: false,
+            diagnostic: diagnostic.on(&shown),
+        }]
+    };
+    match error.kind() {
+        ValidationErrorKind::AdditionalProperties { unexpected } => {
+            let known = known_keys(schema, error.schema_path().as_str());
+            unexpected.iter().map(|key| unknown_key(&pointer, key, &known)).collect()
+        }
+        ValidationErrorKind::Required { property } => {
+            let property = property.as_str().unwrap_or_default();
+            let within =
+                if shown.is_empty() { "the pool".to_owned() } else { format!("`{shown}`") };
+            let summary = format!("{within} lacks `{property}`");
+            let found =
+                Diagnostic::error("missing-key", summary).help(format!("add `{property}:`"));
+            vec![Violation { at_key: true, diagnostic: found.on(&shown), pointer }]
+        }
+        ValidationErrorKind::Type { kind } => {
+            let wanted = wanted_types(kind);
+            let got = type_name(error.instance());
+            let summary = format!("`{name}` must be {wanted}, and is {got}");
+            let found = Diagnostic::error("wrong-type", summary);
+            at_value(match wrong_type_hint(&wanted, error.instance()) {
+                Some(hint) => found.help(hint),
+                None => found,
+            })
+        }
+        ValidationErrorKind::Enum { options } => at_value(not_an_option(&name, error, options)),
+        ValidationErrorKind::Minimum { limit } => at_value(Diagnostic::error(
+            "out-of-range",
+            format!("`{name}` must be at least {limit}, and is {}", error.instance()),
+        )),
+        ValidationErrorKind::Maximum { limit } => at_value(Diagnostic::error(
+            "out-of-range",
+            format!("`{name}` must be at most {limit}, and is {}", error.instance()),
+        )),
+        ValidationErrorKind::Pattern { .. } => {
+            let example = example(schema, error.schema_path().as_str());
+            let summary = format!("`{name}` cannot be {}", error.instance());
+            at_value(Diagnostic::error("bad-format", summary).help(example))
+        }
+        ValidationErrorKind::MinProperties { .. } | ValidationErrorKind::MaxProperties { .. } => {
+            at_value(
+                Diagnostic::error(
+                    "bad-secret",
+                    format!("`{name}` must name one place of a secret"),
+                )
+                .help("write a text, `{from_env: NAME}` or `{from_file: PATH}`"),
+            )
+        }
+        _ => at_value(Diagnostic::error("invalid", error.to_string())),
+    }
+}
+
+fn unknown_key(pointer: &str, key: &str, known: &[String]) -> Violation {
+    let inner = format!("{pointer}/{}", escape(key));
+    let meant = did_you_mean(key, known.iter().map(String::as_str));
+    let help = match meant {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("known here: {}", known.join(", ")),
+    };
+    let diagnostic = Diagnostic::error("unknown-key", format!("unknown key `{key}`"))
+        .on(dotted(&inner))
+        .help(help)
+        .instead(meant.map(str::to_owned));
+    Violation { pointer: inner, at_key: true, diagnostic }
+}
+
+fn not_an_option(name: &str, error: &ValidationError<'_>, options: &Value) -> Diagnostic {
+    let options: Vec<&str> =
+        options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let given = error.instance().as_str().unwrap_or_default();
+    let meant = did_you_mean(given, options.iter().copied());
+    let help = match meant {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("one of: {}", options.join(", ")),
+    };
+    Diagnostic::error("not-an-option", format!("`{name}` cannot be {}", error.instance()))
+        .help(help)
+        .instead(meant.map(str::to_owned))
+}
+
+fn known_keys(schema: &Value, schema_path: &str) -> Vec<String> {
+    let parent = schema_path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let properties = schema.pointer(parent).and_then(|parent| parent.get("properties"));
+    let keys = properties.and_then(Value::as_object).into_iter().flat_map(|keys| keys.keys());
+    keys.filter(|key| *key != "$schema").cloned().collect()
+}
+
+fn example(schema: &Value, schema_path: &str) -> String {
+    let parent = schema_path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let here = schema.pointer(parent);
+    match here.and_then(|here| here.get("examples")?.get(0)) {
+        Some(example) => format!("an example that is right: {example}"),
+        None => format!("it must match {}", schema.pointer(schema_path).unwrap_or(&Value::Null)),
+    }
+}
+
+fn wanted_types(kind: &TypeKind) -> String {
+    let names: Vec<String> = match kind {
+        TypeKind::Single(one) => vec![one.to_string()],
+        TypeKind::Multiple(several) => several.iter().map(|one| one.to_string()).collect(),
+    };
+    let article = |name: &String| match name.as_str() {
+        "integer" => "a whole number".to_owned(),
+        "object" => "a mapping".to_owned(),
+        "array" => "a list".to_owned(),
+        "string" => "a text".to_owned(),
+        "boolean" => "true or false".to_owned(),
+        other => other.to_owned(),
+    };
+    names.iter().map(article).collect::<Vec<_>>().join(" or ")
+}
+
+fn type_name(value: &Value) -> String {
+    match value {
+        Value::Null => "empty".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "a mapping".to_owned(),
+        Value::String(text) => format!("the text {text:?}"),
+        Value::Number(number) => format!("the number {number}"),
+        Value::Bool(value) => format!("`{value}`"),
+    }
+}
+
+fn wrong_type_hint(wanted: &str, value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if wanted.contains("number") && text.parse::<i64>().is_ok() => {
+            Some(format!("leave the quotes out: {text}"))
+        }
+        Value::Number(number) if wanted.contains("text") => {
+            Some(format!("put it in quotes: '{number}'"))
+        }
+        Value::Bool(value) if wanted.contains("text") => {
+            Some(format!("put it in quotes: '{value}'"))
+        }
+        _ => None,
+    }
+}

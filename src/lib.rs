@@ -1,0 +1,4 @@
+//! pool
+pub mod clock;
+pub mod config;
+pub mod worker;
