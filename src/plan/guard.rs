@@ -1,0 +1,66 @@
+//! Decides what is refused: a reconciler deletes, and a mistake in a file must not delete a fleet.
+//!
+//! The same rules are evaluated for a plan that is made and, with what is recorded then, for a plan
+//! file that is applied.
+
+use std::collections::BTreeMap;
+
+use super::input::{PlanInput, PlanMode, RecordedPool};
+use super::types::{Action, Plan, PoolPlan, Refusal};
+use crate::worker::PoolId;
+
+/// Returns why `plan` must not be applied.
+pub(super) fn refusals(plan: &Plan, input: &PlanInput<'_>) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let nothing_desired = input.desired.is_empty() && input.options.mode == PlanMode::Converge;
+    let has_workers = plan.pools.iter().any(|pool| !pool.steps.is_empty());
+    if nothing_desired && has_workers && !input.options.allow_empty {
+        refusals.push(Refusal::Empty);
+    }
+    let recorded: BTreeMap<&PoolId, &RecordedPool> =
+        input.recorded.iter().map(|pool| (&pool.id, pool)).collect();
+    for pool in &plan.pools {
+        let recorded = recorded.get(&pool.pool).copied();
+        if is_protected(pool, recorded) && deletes_the_pool(pool) {
+            refusals.push(Refusal::Protect { pool: pool.pool.clone() });
+        }
+        if !input.options.override_guards.contains("max_destroy") {
+            refusals.extend(too_many(pool, recorded));
+        }
+    }
+    refusals
+}
+
+/// A pool that the files still name is protected as they say; one that they drop, as is recorded.
+fn is_protected(pool: &PoolPlan, recorded: Option<&RecordedPool>) -> bool {
+    let applied = recorded.and_then(|recorded| recorded.applied.as_ref());
+    match &pool.config {
+        Some(config) => config.protect,
+        None => applied.is_some_and(|applied| applied.config.protect),
+    }
+}
+
+/// Shrinking a pool to nothing is deleting it by another name.
+fn deletes_the_pool(pool: &PoolPlan) -> bool {
+    let size = pool.config.as_ref().map_or(0, |config| config.fixed_size);
+    let deletes = pool
+        .steps
+        .iter()
+        .any(|step| step.action == Action::Delete && !step.reason.is_left_behind());
+    size == 0 && (deletes || pool.config.is_none())
+}
+
+fn too_many(pool: &PoolPlan, recorded: Option<&RecordedPool>) -> Option<Refusal> {
+    let recorded = recorded?;
+    let workers = u32::try_from(recorded.workers.len()).unwrap_or(u32::MAX);
+    // A pool that the files still name is guarded as they say; one that they drop, as is recorded.
+    let applied = recorded.applied.as_ref().map(|applied| &applied.config);
+    let limit = pool.config.as_ref().or(applied)?.guards.max_destroy?.of_rounded_down(workers);
+    let planned = pool
+        .steps
+        .iter()
+        .filter(|step| step.action == Action::Delete && !step.reason.is_left_behind())
+        .count();
+    let planned = u32::try_from(planned).unwrap_or(u32::MAX);
+    (planned > limit).then(|| Refusal::MaxDestroy { pool: pool.pool.clone(), planned, limit })
+}

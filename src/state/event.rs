@@ -1,0 +1,105 @@
+//! Who did what, when, why, from where to where. Rows are only ever added.
+
+use rusqlite::Connection;
+use serde::Serialize;
+
+use super::load::{from_ms, to_ms};
+use super::writer::JobError;
+use crate::worker::{Generation, Phase, PoolId, Slot};
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Event {
+    /// Its number; later events have larger ones.
+    pub seq: i64,
+    /// When.
+    pub at: jiff::Timestamp,
+    /// In which pool.
+    pub pool: String,
+    /// In which slot; `None` for the pool as a whole.
+    pub slot: Option<Slot>,
+    /// To which of the slot's workers.
+    pub generation: Option<Generation>,
+    /// What happened: a stable name.
+    pub kind: String,
+    /// Who did it.
+    pub who: String,
+    /// Why.
+    pub why: String,
+    /// The worker's phase before.
+    pub from_phase: Option<String>,
+    /// The worker's phase after.
+    pub to_phase: Option<String>,
+}
+
+/// Which events are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    /// Of this pool only.
+    pub pool: Option<PoolId>,
+    /// Of this slot only.
+    pub slot: Option<Slot>,
+    /// The latest so many; all when it is `None`.
+    pub last: Option<u32>,
+}
+
+/// An event to be written.
+pub(super) struct NewEvent<'a> {
+    pub(super) at: jiff::Timestamp,
+    pub(super) pool: &'a str,
+    pub(super) worker: Option<(Slot, Generation)>,
+    pub(super) kind: &'a str,
+    pub(super) who: &'a str,
+    pub(super) why: &'a str,
+    pub(super) phases: (Option<Phase>, Option<Phase>),
+}
+
+pub(super) fn write(connection: &Connection, event: &NewEvent<'_>) -> Result<(), JobError> {
+    let (from, to) = event.phases;
+    connection
+        .prepare_cached(
+            "INSERT INTO event (at, pool, slot, generation, kind, who, why, from_phase, to_phase)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        )?
+        .execute((
+            to_ms(event.at),
+            event.pool,
+            event.worker.map(|(slot, _)| slot.0),
+            event.worker.map(|(_, generation)| generation.0),
+            event.kind,
+            event.who,
+            event.why,
+            from.map(Phase::as_str),
+            to.map(Phase::as_str),
+        ))?;
+    Ok(())
+}
+
+pub(super) fn read(connection: &Connection, filter: &EventFilter) -> Result<Vec<Event>, JobError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT * FROM (
+             SELECT seq, at, pool, slot, generation, kind, who, why, from_phase, to_phase
+             FROM event
+             WHERE (?1 IS NULL OR pool = ?1) AND (?2 IS NULL OR slot = ?2)
+             ORDER BY seq DESC LIMIT ?3)
+         ORDER BY seq",
+    )?;
+    let pool = filter.pool.as_ref().map(PoolId::as_str);
+    let slot = filter.slot.map(|slot| slot.0);
+    let last = filter.last.map_or(-1, i64::from);
+    let rows = statement.query_map((pool, slot, last), |row| {
+        Ok(Event {
+            seq: row.get(0)?,
+            at: from_ms(row.get(1)?),
+            pool: row.get(2)?,
+            slot: row.get::<_, Option<u32>>(3)?.map(Slot),
+            generation: row.get::<_, Option<u32>>(4)?.map(Generation),
+            kind: row.get(5)?,
+            who: row.get(6)?,
+            why: row.get(7)?,
+            from_phase: row.get(8)?,
+            to_phase: row.get(9)?,
+        })
+    })?;
+    rows.collect::<Result<_, _>>().map_err(JobError::from)
+}

@@ -1,0 +1,201 @@
+//! Rows to the plain data that plans are made from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, Row};
+
+use super::error::StateError;
+use super::holder::Holder;
+use super::lock;
+use super::open::translate;
+use super::writer::JobError;
+use crate::plan::{
+    AppliedConfig, Failure, OpenOperation, OperationKind, OperationState, RecordedPool,
+    RecordedSpec, RecordedWorker,
+};
+use crate::worker::{DeploymentId, Generation, Phase, PoolId, Slot};
+
+/// Stored times are whole milliseconds, rounded down.
+pub(super) fn to_ms(time: Timestamp) -> i64 {
+    time.as_millisecond()
+}
+
+pub(super) fn from_ms(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// Returns whose state it is, and its key.
+pub(super) fn identity(
+    connection: &Connection,
+    path: &Path,
+) -> Result<(DeploymentId, Vec<u8>), StateError> {
+    let get = |key: &str| -> Result<Vec<u8>, StateError> {
+        let sql = "SELECT value FROM meta WHERE key = ?1";
+        connection.query_row(sql, [key], |row| row.get(0)).map_err(|error| translate(&error, path))
+    };
+    let damaged = |reason: String| StateError::Damaged { path: path.to_owned(), reason };
+    let text = String::from_utf8(get("deployment")?)
+        .map_err(|_| damaged("its deployment id is not text".to_owned()))?;
+    let deployment = text.parse().map_err(|error| damaged(format!("{error}")))?;
+    Ok((deployment, get("secret_key")?))
+}
+
+/// Returns every pool.
+pub(super) fn pools(
+    connection: &Connection,
+    own: &Holder,
+    now: Timestamp,
+) -> Result<Vec<RecordedPool>, JobError> {
+    let specs = specs(connection)?;
+    let mut workers = workers(connection, &specs)?;
+    let mut generations = last_generations(connection)?;
+    let mut statement = connection
+        .prepare_cached("SELECT id, serial, config, applied_at, origin FROM pool ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    let mut pools = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id: String = row.get(0)?;
+        let serial: i64 = row.get(1)?;
+        let config: Option<String> = row.get(2)?;
+        let applied = match config {
+            None => None,
+            Some(config) => Some(AppliedConfig {
+                config: parse(&config, &id)?,
+                at: from_ms(row.get::<_, Option<i64>>(3)?.unwrap_or(0)),
+                origin: row.get::<_, Option<String>>(4)?.unwrap_or_default(),
+            }),
+        };
+        pools.push(RecordedPool {
+            serial: serial.unsigned_abs(),
+            applied,
+            workers: workers.remove(&id).unwrap_or_default(),
+            last_generations: generations.remove(&id).unwrap_or_default(),
+            locked_by: lock::held_by(connection, &id, own, now)?.map(|holder| holder.describe()),
+            id: pool_id(&id)?,
+        });
+    }
+    Ok(pools)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T, JobError> {
+    serde_json::from_str(text)
+        .map_err(|error| StateError::Conflict(format!("the record of {what}: {error}")).into())
+}
+
+fn pool_id(text: &str) -> Result<PoolId, JobError> {
+    text.parse().map_err(|error| StateError::Conflict(format!("{error}")).into())
+}
+
+fn specs(connection: &Connection) -> Result<BTreeMap<i64, Arc<RecordedSpec>>, JobError> {
+    let mut statement = connection.prepare_cached("SELECT id, hash, body, secrets FROM spec")?;
+    let mut rows = statement.query([])?;
+    let mut specs = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let spec = RecordedSpec {
+            hash: row.get(1)?,
+            spec: parse(&row.get::<_, String>(2)?, "a spec")?,
+            secrets: parse(&row.get::<_, String>(3)?, "a spec")?,
+        };
+        specs.insert(row.get(0)?, Arc::new(spec));
+    }
+    Ok(specs)
+}
+
+fn last_generations(
+    connection: &Connection,
+) -> Result<BTreeMap<String, BTreeMap<Slot, Generation>>, JobError> {
+    let mut statement =
+        connection.prepare_cached("SELECT pool, slot, last_generation FROM slot")?;
+    let mut rows = statement.query([])?;
+    let mut generations: BTreeMap<String, BTreeMap<Slot, Generation>> = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let slots = generations.entry(row.get(0)?).or_default();
+        slots.insert(Slot(row.get(1)?), Generation(row.get(2)?));
+    }
+    Ok(generations)
+}
+
+fn workers(
+    connection: &Connection,
+    specs: &BTreeMap<i64, Arc<RecordedSpec>>,
+) -> Result<BTreeMap<String, Vec<RecordedWorker>>, JobError> {
+    let mut operations = open_operations(connection)?;
+    let mut statement = connection.prepare_cached(
+        "SELECT id, pool, slot, generation, phase, phase_since, provider, provider_id, spec,
+                addresses, attributes, failure_code, failure_message
+         FROM worker WHERE phase <> 'deleted' ORDER BY pool, slot, generation",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut workers: BTreeMap<String, Vec<RecordedWorker>> = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let pool: String = row.get(1)?;
+        let spec: i64 = row.get(8)?;
+        let spec = specs
+            .get(&spec)
+            .ok_or_else(|| StateError::Conflict(format!("spec {spec} of {pool} is lost")))?;
+        let worker = worker(row, spec, operations.remove(&row.get(0)?))?;
+        workers.entry(pool).or_default().push(worker);
+    }
+    Ok(workers)
+}
+
+fn worker(
+    row: &Row<'_>,
+    spec: &Arc<RecordedSpec>,
+    operation: Option<OpenOperation>,
+) -> Result<RecordedWorker, JobError> {
+    let phase: String = row.get(4)?;
+    let json = |column: usize| -> Result<String, JobError> { Ok(row.get(column)?) };
+    let failure: Option<String> = row.get(11)?;
+    Ok(RecordedWorker {
+        slot: Slot(row.get(2)?),
+        generation: Generation(row.get(3)?),
+        phase: phase.parse::<Phase>().map_err(|error| StateError::Conflict(error.to_string()))?,
+        phase_since: from_ms(row.get(5)?),
+        provider: row.get(6)?,
+        provider_id: row.get(7)?,
+        spec: Arc::clone(spec),
+        addresses: parse(&json(9)?, "a worker")?,
+        attributes: parse(&json(10)?, "a worker")?,
+        failure: match failure {
+            None => None,
+            Some(code) => Some(Failure {
+                code,
+                message: row.get::<_, Option<String>>(12)?.unwrap_or_default(),
+            }),
+        },
+        operation,
+    })
+}
+
+fn open_operations(connection: &Connection) -> Result<BTreeMap<i64, OpenOperation>, JobError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT worker, id, kind, state, attempt, sent_at FROM operation
+         WHERE state IN ('intended', 'unknown')",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut operations = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let kind: String = row.get(2)?;
+        let state: String = row.get(3)?;
+        let operation = OpenOperation {
+            id: row.get(1)?,
+            kind: match kind.as_str() {
+                "create" => OperationKind::Create,
+                "update" => OperationKind::Update,
+                _ => OperationKind::Delete,
+            },
+            state: match state.as_str() {
+                "unknown" => OperationState::Unknown,
+                _ => OperationState::Intended,
+            },
+            attempt: row.get(4)?,
+            sent_at: from_ms(row.get(5)?),
+        };
+        operations.insert(row.get(0)?, operation);
+    }
+    Ok(operations)
+}

@@ -1,0 +1,123 @@
+//! One holder a pool, with a fence that only grows.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::Store;
+use super::error::StateError;
+use super::holder::Holder;
+use super::load::{from_ms, to_ms};
+use super::writer::JobError;
+use crate::worker::PoolId;
+
+/// The right to change one pool, until it is released or taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolLock {
+    /// The pool.
+    pub pool: PoolId,
+    /// Larger than that of every holder before.
+    pub fence: i64,
+}
+
+impl Store {
+    /// Takes the lock on `pool`, or says who holds it.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`] when a holder that is alive has it.
+    pub async fn lock(&self, pool: &PoolId) -> Result<PoolLock, StateError> {
+        let (pool, own, now) = (pool.clone(), Arc::clone(&self.holder), self.now());
+        self.writer.run(move |connection| acquire(connection, pool, &own, now)).await
+    }
+
+    /// Says that the holder still lives.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`] when it was taken over.
+    pub async fn heartbeat(&self, lock: &PoolLock) -> Result<(), StateError> {
+        let (lock, own, now) = (lock.clone(), Arc::clone(&self.holder), self.now());
+        self.writer
+            .run(move |connection| {
+                verify(connection, &lock, &own)?;
+                let sql = "UPDATE lock SET heartbeat_at = ?2 WHERE pool = ?1";
+                connection.prepare_cached(sql)?.execute((lock.pool.as_str(), to_ms(now)))?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Gives the lock back; one that was taken over is not ours to give.
+    pub async fn unlock(&self, lock: &PoolLock) -> Result<(), StateError> {
+        let (lock, own) = (lock.clone(), Arc::clone(&self.holder));
+        self.writer
+            .run(move |connection| {
+                if verify(connection, &lock, &own).is_ok() {
+                    let sql = "UPDATE lock SET holder = NULL WHERE pool = ?1";
+                    connection.prepare_cached(sql)?.execute([lock.pool.as_str()])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+/// Who has the lock on `pool`, if somebody else who is alive has.
+pub(super) fn held_by(
+    connection: &Connection,
+    pool: &str,
+    own: &Holder,
+    now: Timestamp,
+) -> Result<Option<Holder>, JobError> {
+    let sql = "SELECT holder, heartbeat_at FROM lock WHERE pool = ?1 AND holder IS NOT NULL";
+    let row: Option<(String, i64)> = connection
+        .prepare_cached(sql)?
+        .query_row([pool], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((holder, heartbeat_at)) = row else { return Ok(None) };
+    let holder: Holder = serde_json::from_str(&holder)
+        .map_err(|error| StateError::Conflict(format!("the lock of {pool}: {error}")))?;
+    let in_force = holder.id != own.id && holder.is_in_force(own, from_ms(heartbeat_at), now);
+    Ok(in_force.then_some(holder))
+}
+
+fn acquire(
+    connection: &Connection,
+    pool: PoolId,
+    own: &Holder,
+    now: Timestamp,
+) -> Result<PoolLock, JobError> {
+    if let Some(holder) = held_by(connection, pool.as_str(), own, now)? {
+        return Err(StateError::Locked { pool, holder: holder.describe() }.into());
+    }
+    let holder = serde_json::to_string(own).unwrap_or_default();
+    connection
+        .prepare_cached(
+            "INSERT INTO lock (pool, fence, holder, heartbeat_at) VALUES (?1, 1, ?2, ?3)
+             ON CONFLICT (pool) DO UPDATE
+             SET fence = fence + 1, holder = excluded.holder, heartbeat_at = excluded.heartbeat_at",
+        )?
+        .execute((pool.as_str(), holder, to_ms(now)))?;
+    let fence = connection
+        .prepare_cached("SELECT fence FROM lock WHERE pool = ?1")?
+        .query_row([pool.as_str()], |row| row.get(0))?;
+    Ok(PoolLock { pool, fence })
+}
+
+/// Refuses whoever no longer holds the lock.
+pub(super) fn verify(
+    connection: &Connection,
+    lock: &PoolLock,
+    own: &Holder,
+) -> Result<(), JobError> {
+    let sql = "SELECT fence FROM lock WHERE pool = ?1 AND holder ->> 'id' = ?2";
+    let fence: Option<i64> = connection
+        .prepare_cached(sql)?
+        .query_row((lock.pool.as_str(), &own.id), |row| row.get(0))
+        .optional()?;
+    if fence == Some(lock.fence) {
+        Ok(())
+    } else {
+        Err(StateError::Fenced(lock.pool.clone()).into())
+    }
+}

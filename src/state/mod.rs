@@ -1,0 +1,154 @@
+//! The record of what we did: workers, operations, applied configs, locks, events.
+//!
+//! [`Store`] has coarse operations named by intention; SQL stays inside. Every change runs in a short
+//! transaction on one writer thread and is durable before it is answered. Changes of a pool need the
+//! pool's lock ([`PoolLock`]): a holder that was taken over can no longer commit.
+//!
+//! | module       | holds                                                       |
+//! |--------------|-------------------------------------------------------------|
+//! | `open`       | opening, checking, migrating the file                        |
+//! | `writer`     | the writer thread and its group commit                        |
+//! | [`holder`]   | who holds a lock, and whether that process lives               |
+//! | `lock`       | one holder a pool, with a fence                                |
+//! | `load`       | rows to [`RecordedPool`]s                                      |
+//! | `lifecycle`  | the intent and the result of every provider call                |
+//! | `event`      | who, when, why, from where to where                             |
+//!
+//! Knows nothing of providers, config text or HTTP.
+
+mod error;
+mod event;
+pub mod holder;
+mod lifecycle;
+mod load;
+mod lock;
+mod open;
+mod writer;
+
+pub use error::StateError;
+pub use event::{Event, EventFilter};
+pub use holder::Holder;
+pub use lifecycle::{NewCreate, OpenedOperation, WorkerKey};
+pub use lock::PoolLock;
+pub use open::WhenMissing;
+pub use writer::{CommitFault, CommitFaults};
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use self::writer::Writer;
+use crate::clock::{Clock, Entropy};
+use crate::plan::RecordedPool;
+use crate::worker::DeploymentId;
+
+/// The way to one state; clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    writer: Writer,
+    clock: Clock,
+    holder: Arc<Holder>,
+    deployment: DeploymentId,
+    path: Arc<PathBuf>,
+    secret_key: SecretKey,
+}
+
+/// The key of secret hashes. It never leaves the state: no plan, export or tag contains it.
+#[derive(Clone)]
+pub struct SecretKey(Arc<[u8]>);
+
+impl std::fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretKey")
+    }
+}
+
+impl SecretKey {
+    /// Hashes a secret with the key: equal secrets of one state hash alike, and nothing else is told.
+    pub fn hash(&self, secret: &str) -> String {
+        use hmac::{Hmac, Mac as _};
+        let mut mac =
+            Hmac::<sha2::Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of every length");
+        mac.update(secret.as_bytes());
+        let bytes = mac.finalize().into_bytes();
+        bytes[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// How a state is opened.
+#[derive(Debug)]
+pub struct OpenOptions<'a> {
+    /// The database file.
+    pub path: &'a Path,
+    /// What to do when there is none.
+    pub when_missing: WhenMissing,
+    /// Stamps rows.
+    pub clock: Clock,
+    /// Makes the deployment id and the secret key.
+    pub entropy: Entropy,
+    /// What this process does, for those whom it keeps waiting: `pool apply`.
+    pub what: &'a str,
+}
+
+impl Store {
+    /// Opens a state.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file, before anything else happens.
+    pub fn open(options: OpenOptions<'_>) -> Result<Self, StateError> {
+        Self::open_with_faults(options, None)
+    }
+
+    /// Opens a state whose commits go wrong as `faults` says; for tests of what survives that.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with_faults(
+        options: OpenOptions<'_>,
+        faults: Option<Box<dyn CommitFaults>>,
+    ) -> Result<Self, StateError> {
+        let OpenOptions { path, when_missing, clock, entropy, what } = options;
+        let connection = open::open(path, when_missing, open::MIGRATIONS, &entropy)?;
+        let (deployment, secret_key) = load::identity(&connection, path)?;
+        let id: String = entropy.bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self {
+            writer: Writer::start(connection, path.to_owned(), faults),
+            clock,
+            holder: Arc::new(Holder::this_process(what, id)),
+            deployment,
+            path: Arc::new(path.to_owned()),
+            secret_key: SecretKey(secret_key.into()),
+        })
+    }
+
+    /// Returns whose state it is.
+    pub fn deployment(&self) -> &DeploymentId {
+        &self.deployment
+    }
+
+    /// Returns where the database is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the key of secret hashes.
+    pub fn secret_key(&self) -> &SecretKey {
+        &self.secret_key
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Returns every pool, those that are gone included: their slots' generations are not forgotten.
+    pub async fn load(&self) -> Result<Vec<RecordedPool>, StateError> {
+        let (own, now) = (Arc::clone(&self.holder), self.now());
+        self.writer.run(move |connection| load::pools(connection, &own, now)).await
+    }
+
+    /// Returns events in order.
+    pub async fn events(&self, filter: EventFilter) -> Result<Vec<Event>, StateError> {
+        self.writer.run(move |connection| event::read(connection, &filter)).await
+    }
+}

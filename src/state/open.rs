@@ -1,0 +1,256 @@
+//! Opens the database: checks that it is ours, whole and writable, and brings it to this version.
+//!
+//! Everything that can be wrong with the file is found here, before any provider is called. A backup is
+//! made before each migration. Migrations are numbered and checksummed: one that changed after it was
+//! applied is refused.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
+use sha2::{Digest as _, Sha256};
+
+use super::error::StateError;
+use crate::clock::{Entropy, Stopwatch};
+
+/// Marks our databases in SQLite's header: the letters "pool".
+const APPLICATION_ID: i32 = 0x706f_6f6c;
+
+/// How long one process waits for another one's transaction; each is under 5 ms.
+const BUSY_WAIT: Duration = Duration::from_secs(10);
+/// How long it pauses between two tries. SQLite's own back-off starves the second process.
+const BUSY_PAUSE: Duration = Duration::from_micros(50);
+
+/// One step of the schema.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Migration {
+    pub(super) version: u32,
+    pub(super) sql: &'static str,
+}
+
+/// Every step, in order. Never change one that was released: add another.
+pub(super) const MIGRATIONS: &[Migration] =
+    &[Migration { version: 1, sql: include_str!("migrations/0001_initial.sql") }];
+
+impl Migration {
+    fn checksum(self) -> String {
+        Sha256::digest(self.sql).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Whether a state may be created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenMissing {
+    /// Create an empty one.
+    Create,
+    /// Refuse.
+    Refuse,
+}
+
+/// Opens the database at `path` with `migrations`.
+pub(super) fn open(
+    path: &Path,
+    when_missing: WhenMissing,
+    migrations: &[Migration],
+    entropy: &Entropy,
+) -> Result<Connection, StateError> {
+    let exists = path.exists();
+    if !exists && when_missing == WhenMissing::Refuse {
+        return Err(StateError::Missing(path.to_owned()));
+    }
+    if !exists {
+        create_file(path)?;
+    }
+    let mut connection = connect(path)?;
+    let ours = identify(&connection, path)?;
+    if ours {
+        verify(&connection, path)?;
+    }
+    migrate(&mut connection, path, migrations, entropy)?;
+    Ok(connection)
+}
+
+fn create_file(path: &Path) -> Result<(), StateError> {
+    let unopenable = |error: std::io::Error| StateError::Unopenable {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unopenable)?;
+    }
+    // SQLite gives its side files the mode of the database, so this one call protects them all.
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+        .map_err(unopenable)
+}
+
+fn connect(path: &Path) -> Result<Connection, StateError> {
+    let error = |error: rusqlite::Error| translate(&error, path);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(error)?;
+    let mut waiting: Option<Stopwatch> = None;
+    connection
+        .busy_handler(Some(move |tries: i32| {
+            if tries == 0 {
+                waiting = Some(Stopwatch::start());
+            }
+            pause();
+            waiting.is_some_and(|since| since.elapsed() < BUSY_WAIT)
+        }))
+        .map_err(error)?;
+    if connection.is_readonly(rusqlite::MAIN_DB).map_err(error)? {
+        return Err(StateError::ReadOnly(path.to_owned()));
+    }
+    connection.set_prepared_statement_cache_capacity(128);
+    Ok(connection)
+}
+
+#[expect(clippy::disallowed_methods, reason = "SQLite's busy handler is synchronous")]
+fn pause() {
+    std::thread::sleep(BUSY_PAUSE);
+}
+
+/// Returns whether the file is a state already; an empty one is not yet.
+fn identify(connection: &Connection, path: &Path) -> Result<bool, StateError> {
+    let error = |error: rusqlite::Error| translate(&error, path);
+    let id: i32 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(error)?;
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(error)?;
+    match (id, tables) {
+        (APPLICATION_ID, _) => Ok(true),
+        (0, 0) => Ok(false),
+        _ => Err(StateError::Foreign(path.to_owned())),
+    }
+}
+
+fn verify(connection: &Connection, path: &Path) -> Result<(), StateError> {
+    let verdict: String = connection
+        .pragma_query_value(None, "quick_check", |row| row.get(0))
+        .map_err(|error| translate(&error, path))?;
+    if verdict == "ok" {
+        Ok(())
+    } else {
+        Err(StateError::Damaged { path: path.to_owned(), reason: verdict })
+    }
+}
+
+fn migrate(
+    connection: &mut Connection,
+    path: &Path,
+    migrations: &[Migration],
+    entropy: &Entropy,
+) -> Result<(), StateError> {
+    let error = |error: rusqlite::Error| translate(&error, path);
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
+    // FULL: an answered intent survives a power cut, not only a kill.
+    connection.pragma_update(None, "synchronous", "FULL").map_err(error)?;
+    connection.pragma_update(None, "foreign_keys", true).map_err(error)?;
+    let known = migrations.last().map_or(0, |last| last.version);
+    let found = version(connection).map_err(error)?;
+    if found > known {
+        return Err(StateError::Newer { path: path.to_owned(), found, known });
+    }
+    for migration in migrations {
+        if migration.version <= found {
+            verify_checksum(connection, path, *migration)?;
+        } else {
+            step(connection, path, *migration, entropy)?;
+        }
+    }
+    Ok(())
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn verify_checksum(
+    connection: &Connection,
+    path: &Path,
+    migration: Migration,
+) -> Result<(), StateError> {
+    let key = format!("migration_{}", migration.version);
+    let recorded: Option<String> = connection
+        .query_row("SELECT CAST(value AS TEXT) FROM meta WHERE key = ?1", [key], |row| row.get(0))
+        .optional()
+        .map_err(|error| translate(&error, path))?;
+    if recorded.as_deref() == Some(migration.checksum().as_str()) {
+        return Ok(());
+    }
+    let reason =
+        format!("its schema version {} is not the one that this pool makes", migration.version);
+    Err(StateError::Damaged { path: path.to_owned(), reason })
+}
+
+fn step(
+    connection: &mut Connection,
+    path: &Path,
+    migration: Migration,
+    entropy: &Entropy,
+) -> Result<(), StateError> {
+    let error = |error: rusqlite::Error| translate(&error, path);
+    if migration.version > 1 {
+        back_up(connection, path, migration.version - 1)?;
+    }
+    let transaction = connection
+        .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+        .map_err(error)?;
+    // Another process may have been faster.
+    if version(&transaction).map_err(error)? >= migration.version {
+        return Ok(());
+    }
+    transaction.execute_batch(migration.sql).map_err(error)?;
+    let set = |key: &str, value: &[u8]| {
+        let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
+        transaction.execute(sql, (key, value)).map(drop).map_err(error)
+    };
+    if migration.version == 1 {
+        let deployment = crate::worker::DeploymentId::from_random(entropy.bytes());
+        set("deployment", deployment.as_str().as_bytes())?;
+        set("secret_key", &entropy.bytes::<32>())?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(error)?;
+    }
+    set(&format!("migration_{}", migration.version), migration.checksum().as_bytes())?;
+    transaction.pragma_update(None, "user_version", migration.version).map_err(error)?;
+    transaction.commit().map_err(error)
+}
+
+/// Copies the database aside, private like itself, as `<path>.v<version>.bak`.
+fn back_up(connection: &Connection, path: &Path, version: u32) -> Result<(), StateError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".v{version}.bak"));
+    let backup = Path::new(&name);
+    if backup.exists() {
+        return Ok(());
+    }
+    create_file(backup)?;
+    connection
+        .backup(rusqlite::MAIN_DB, backup, None::<fn(rusqlite::backup::Progress)>)
+        .map_err(|error| translate(&error, path))
+}
+
+/// Gives SQLite's errors the names that a person can act on.
+pub(super) fn translate(error: &rusqlite::Error, path: &Path) -> StateError {
+    let path = path.to_owned();
+    let reason = error.to_string();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => StateError::Full(path),
+        Some(ErrorCode::ReadOnly) => StateError::ReadOnly(path),
+        Some(ErrorCode::DatabaseCorrupt) => StateError::Damaged { path, reason },
+        Some(ErrorCode::NotADatabase) => StateError::Foreign(path),
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+            StateError::Unopenable { path, reason }
+        }
+        Some(ErrorCode::ConstraintViolation) => StateError::Conflict(reason),
+        _ => StateError::Other(reason),
+    }
+}

@@ -1,0 +1,188 @@
+//! The one thread that owns the connection: it gathers what callers ask and commits it together.
+//!
+//! Every job runs in a savepoint of its own inside one `BEGIN IMMEDIATE`; one that fails is rolled back
+//! alone. A caller gets its answer only after the commit is durable. There is no timer: while one batch
+//! commits, the next one gathers. A failed commit fails every job of the batch, and nothing is kept.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::error::StateError;
+use super::open::translate;
+
+/// The most jobs in a batch: bounds how long a batch holds the write lock.
+const MAX_BATCH: usize = 256;
+
+/// One thing to do inside a transaction.
+trait Job: Send {
+    /// Runs inside the transaction; returns whether its changes are to be kept.
+    fn run(&mut self, connection: &Connection) -> bool;
+    /// Answers the caller, once it is known whether the batch was committed.
+    fn finish(self: Box<Self>, committed: Result<(), StateError>, path: &Path);
+}
+
+struct Asked<T, F> {
+    work: Option<F>,
+    outcome: Option<Result<T, JobError>>,
+    answer: oneshot::Sender<Result<T, StateError>>,
+}
+
+impl<T: Send, F: FnOnce(&Connection) -> Result<T, JobError> + Send> Job for Asked<T, F> {
+    fn run(&mut self, connection: &Connection) -> bool {
+        self.outcome = self.work.take().map(|work| work(connection));
+        matches!(self.outcome, Some(Ok(_)))
+    }
+
+    fn finish(self: Box<Self>, committed: Result<(), StateError>, path: &Path) {
+        let outcome = match (self.outcome, committed) {
+            (Some(Ok(value)), Ok(())) => Ok(value),
+            (Some(Err(JobError::State(error))), _) => Err(error),
+            (Some(Err(JobError::Sql(error))), _) => Err(translate(&error, path)),
+            (Some(Ok(_)) | None, Err(error)) => Err(error),
+            (None, Ok(())) => Err(StateError::Closed),
+        };
+        // A caller that was dropped meanwhile does not need its answer.
+        let _nobody_waits = self.answer.send(outcome).is_err();
+    }
+}
+
+/// Something that goes wrong around a commit, for tests of what survives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommitFault {
+    /// All is well.
+    None,
+    /// The process dies here: nobody gets an answer, and nothing is written any more.
+    Die,
+    /// The disk is full.
+    DiskFull,
+}
+
+/// Decides what goes wrong around each commit; the binary has none.
+pub trait CommitFaults: Send {
+    /// Called before each commit that changes something.
+    fn before_commit(&mut self) -> CommitFault;
+    /// Called after it, before anybody is answered.
+    fn after_commit(&mut self) -> CommitFault;
+}
+
+/// The way to the thread; clones share it. The thread ends with the last of them.
+#[derive(Debug, Clone)]
+pub(super) struct Writer {
+    jobs: Sender<Box<dyn Job>>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub(super) fn start(
+        connection: Connection,
+        path: PathBuf,
+        faults: Option<Box<dyn CommitFaults>>,
+    ) -> Self {
+        let (jobs, received) = channel();
+        thread::spawn(move || Thread { connection, path, faults }.run(&received));
+        Self { jobs }
+    }
+
+    /// Runs `job` in the next batch; returns once that is durable.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T, JobError> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked { work: Some(job), outcome: None, answer };
+        self.jobs.send(Box::new(asked)).map_err(|_| StateError::Closed)?;
+        answered.await.map_err(|_| StateError::Closed)?
+    }
+}
+
+/// Why a job failed: as the state sees it, or as SQLite does.
+#[derive(Debug)]
+pub(super) enum JobError {
+    State(StateError),
+    Sql(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for JobError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<StateError> for JobError {
+    fn from(error: StateError) -> Self {
+        Self::State(error)
+    }
+}
+
+struct Thread {
+    connection: Connection,
+    path: PathBuf,
+    faults: Option<Box<dyn CommitFaults>>,
+}
+
+impl Thread {
+    fn run(mut self, received: &Receiver<Box<dyn Job>>) {
+        while let Ok(first) = received.recv() {
+            let mut batch = vec![first];
+            batch.extend(received.try_iter().take(MAX_BATCH - 1));
+            if !self.commit(batch) {
+                return;
+            }
+        }
+    }
+
+    /// Runs and commits a batch; returns false when the simulated process has died.
+    fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) -> bool {
+        let before = self.connection.total_changes();
+        let committed = match self.transact(&mut batch, before) {
+            Ok(Some(committed)) => committed,
+            Ok(None) => return false,
+            Err(error) => Err(translate(&error, &self.path)),
+        };
+        if committed.is_err() && !self.connection.is_autocommit() {
+            let _nothing_left_to_do = self.execute("ROLLBACK").is_err();
+        }
+        let changed = self.connection.total_changes() != before;
+        if changed && self.faults.as_mut().is_some_and(|f| f.after_commit() == CommitFault::Die) {
+            return false;
+        }
+        for job in batch {
+            job.finish(committed.clone(), &self.path);
+        }
+        true
+    }
+
+    /// Returns `None` when the simulated process dies before the commit.
+    fn transact(
+        &mut self,
+        batch: &mut [Box<dyn Job>],
+        before: u64,
+    ) -> rusqlite::Result<Option<Result<(), StateError>>> {
+        self.execute("BEGIN IMMEDIATE")?;
+        for job in batch {
+            self.execute("SAVEPOINT job")?;
+            if !job.run(&self.connection) {
+                self.execute("ROLLBACK TO job")?;
+            }
+            self.execute("RELEASE job")?;
+        }
+        let changed = self.connection.total_changes() != before;
+        let fault = match &mut self.faults {
+            Some(faults) if changed => faults.before_commit(),
+            Some(_) | None => CommitFault::None,
+        };
+        match fault {
+            CommitFault::None => self.execute("COMMIT").map(|()| Some(Ok(()))),
+            CommitFault::DiskFull => Ok(Some(Err(StateError::Full(self.path.clone())))),
+            CommitFault::Die => Ok(None),
+        }
+    }
+
+    fn execute(&self, sql: &str) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(sql)?.execute([]).map(drop)
+    }
+}
