@@ -1,1 +1,32 @@
-fn main() {}
+//! Builds the real world, runs the command line, returns the exit code.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use pool::cli::{self, World};
+use pool::clock::{Clock, Entropy};
+
+/// The hidden first argument that turns this program into the local provider's launcher step.
+const LAUNCH: &str = "__launch-worker";
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|first| first == LAUNCH) {
+        return pool_local::launch::run();
+    }
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let world = World {
+        launcher: (std::env::current_exe().unwrap_or_default(), vec![LAUNCH.to_owned()]),
+        arguments,
+        environment,
+        stdin_is_terminal: std::io::stdin().is_terminal(),
+        stdout_is_terminal: std::io::stdout().is_terminal(),
+        stderr_is_terminal: std::io::stderr().is_terminal(),
+        width: console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns)),
+        clock: Clock::system(),
+        entropy: Entropy::system(),
+    };
+    cli::run(world).into()
+}

@@ -31,3 +31,8 @@ pub use types::{
     ProvisioningConfig, ProvisioningStrategy, SecretSource, StaticPoolConfig, StaticWorkerConfig,
     UpdateConfig, WorkerType,
 };
+
+/// Writes a value as YAML, for people; a value that YAML cannot hold is written as nothing.
+pub fn to_yaml(value: &impl serde::Serialize) -> String {
+    serde_yaml::to_string(value).unwrap_or_default()
+}

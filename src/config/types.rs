@@ -240,6 +240,11 @@ impl ProvisioningConfig {
         }
     }
 
+    /// Returns whether the first failure ends the run.
+    pub fn fails_fast(&self) -> bool {
+        self.on_failure == OnFailure::FailFast
+    }
+
     /// Returns how many attempts a worker gets.
     pub fn attempts(&self) -> u32 {
         match self.on_failure {

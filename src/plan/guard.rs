@@ -9,7 +9,7 @@ use super::input::{PlanInput, PlanMode, RecordedPool};
 use super::types::{Action, Plan, PoolPlan, Refusal};
 use crate::worker::PoolId;
 
-/// Returns why `plan` must not be applied.
+/// Returns why a plan that is being made must not be applied.
 pub(super) fn refusals(plan: &Plan, input: &PlanInput<'_>) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let nothing_desired = input.desired.is_empty() && input.options.mode == PlanMode::Converge;
@@ -17,14 +17,21 @@ pub(super) fn refusals(plan: &Plan, input: &PlanInput<'_>) -> Vec<Refusal> {
     if nothing_desired && has_workers && !input.options.allow_empty {
         refusals.push(Refusal::Empty);
     }
+    refusals.extend(pool_refusals(plan, input.recorded));
+    refusals
+}
+
+/// Returns why `plan` must not be applied to what is recorded now.
+pub fn pool_refusals(plan: &Plan, recorded: &[RecordedPool]) -> Vec<Refusal> {
     let recorded: BTreeMap<&PoolId, &RecordedPool> =
-        input.recorded.iter().map(|pool| (&pool.id, pool)).collect();
+        recorded.iter().map(|pool| (&pool.id, pool)).collect();
+    let mut refusals = Vec::new();
     for pool in &plan.pools {
         let recorded = recorded.get(&pool.pool).copied();
         if is_protected(pool, recorded) && deletes_the_pool(pool) {
             refusals.push(Refusal::Protect { pool: pool.pool.clone() });
         }
-        if !input.options.override_guards.contains("max_destroy") {
+        if !plan.overridden_guards.contains("max_destroy") {
             refusals.extend(too_many(pool, recorded));
         }
     }

@@ -14,8 +14,8 @@ use crate::worker::{Address, DeploymentId, Generation, Phase, PoolId, Slot};
 /// Everything that a plan is made from.
 #[derive(Debug)]
 pub struct PlanInput<'a> {
-    /// Whose plan it is.
-    pub deployment: &'a DeploymentId,
+    /// Whose plan it is; `None` when there is no state yet.
+    pub deployment: Option<&'a DeploymentId>,
     /// What the files ask for.
     pub desired: &'a [DesiredPool],
     /// What the state says.
@@ -120,6 +120,8 @@ pub struct RecordedPool {
     pub workers: Vec<RecordedWorker>,
     /// The last generation of each slot that ever had a worker.
     pub last_generations: BTreeMap<Slot, Generation>,
+    /// The latest deleted worker of each slot, and since when it is gone.
+    pub tombstones: BTreeMap<Slot, (Generation, Timestamp)>,
     /// Who works on it now, in words, when that is somebody else who is alive.
     pub locked_by: Option<String>,
 }

@@ -29,6 +29,7 @@ mod order;
 mod slot;
 mod types;
 
+pub use guard::pool_refusals;
 pub use input::{
     AppliedConfig, Failure, Listed, Observation, OpenOperation, OperationKind, OperationState,
     PlanInput, PlanMode, PlanOptions, RecordedPool, RecordedSpec, RecordedWorker,
@@ -69,12 +70,13 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
     let complete = input.observed.values().all(Observation::is_complete);
     let mut plan = Plan {
         format_version: types::FORMAT_VERSION.to_owned(),
-        deployment: input.deployment.clone(),
+        deployment: input.deployment.cloned(),
         created_at: input.now,
         mode: input.options.mode,
         observed: input.observed.values().all(Observation::was_asked),
         complete: complete && pools.iter().all(|pool| pool.waiting.is_empty()),
         pools,
+        overridden_guards: input.options.override_guards.clone(),
         refusals: Vec::new(),
     };
     plan.refusals = guard::refusals(&plan, input);

@@ -18,13 +18,14 @@ use pool_provider::Description;
 
 use super::compare::{self, Fit};
 use super::input::{
-    ObservedSlots, PlanInput, PlanMode, RecordedPool, RecordedSpec, RecordedWorker,
+    ObservedSlots, PlanInput, PlanMode, RecordedPool, RecordedSpec, RecordedWorker, Seen,
 };
 use super::judge::{self, Condition};
 use super::slot::{self, Decision, Need, Occupant, SlotInput, Stray};
 use super::types::{
     Action, Budget, Drift, FieldChange, PoolPlan, Reason, ReplaceOrder, Step, Waiting,
 };
+use crate::config::StaticPoolConfig;
 use crate::desired::{DesiredPool, Spec};
 use crate::worker::{Generation, PoolId, Slot, WorkerName};
 
@@ -65,6 +66,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
     let mut specs_before: Vec<Spec> = Vec::new();
     let steps = waves(needs, batches, &mut specs_before);
     let desired = pool.desired;
+    let config = pool.config();
     PoolPlan {
         pool: pool.id.clone(),
         provider: pool.provider().to_owned(),
@@ -81,6 +83,8 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         drift: pool.drift(&slots),
         waiting,
         locked_by: pool.recorded.and_then(|recorded| recorded.locked_by.clone()),
+        provisioning: config.map(|config| config.provisioning.clone()).unwrap_or_default(),
+        health_check: config.map(|config| config.health_check.clone()).unwrap_or_default(),
     }
 }
 
@@ -92,6 +96,13 @@ struct Batches {
 }
 
 impl<'a> PoolInput<'a> {
+    /// Returns the config as the files have it, or as it was recorded when they do not.
+    fn config(&self) -> Option<&'a StaticPoolConfig> {
+        let applied = self.recorded.and_then(|recorded| recorded.applied.as_ref());
+        let desired = self.desired.map(|desired| &desired.config);
+        desired.or(applied.map(|applied| &applied.config))
+    }
+
     fn provider(&self) -> &str {
         match (self.desired, self.recorded) {
             (Some(desired), _) => &desired.provider,
@@ -141,7 +152,9 @@ impl<'a> PoolInput<'a> {
         for (number, seen) in self.observed {
             for seen in seen {
                 let name = &seen.worker.name;
-                if !known.contains(&(*number, name.generation, seen.worker.provider_id.as_str())) {
+                let is_known =
+                    known.contains(&(*number, name.generation, seen.worker.provider_id.as_str()));
+                if !is_known && !self.is_ghost(seen) {
                     let stray = Stray { provider: seen.provider, worker: seen.worker };
                     slots.entry(*number).or_insert_with(|| empty(*number)).strays.push(stray);
                 }
@@ -149,6 +162,16 @@ impl<'a> PoolInput<'a> {
         }
         let kept = self.kept(&mut slots, empty);
         Slots { by_number: slots, kept }
+    }
+
+    /// A listing may still show for a while what was deleted.
+    fn is_ghost(&self, seen: &Seen<'_>) -> bool {
+        let name = &seen.worker.name;
+        let tombstone = self.recorded.and_then(|recorded| recorded.tombstones.get(&name.slot));
+        let settle = self.input.observed.get(seen.provider).map(|o| o.description().settle);
+        let (Some((generation, since)), Some(settle)) = (tombstone, settle) else { return false };
+        let shown_until = since.checked_add(settle).unwrap_or(*since);
+        name.generation <= *generation && self.input.now < shown_until
     }
 
     /// Chooses the slots that the pool keeps; adds those that it has yet to fill.

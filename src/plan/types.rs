@@ -1,12 +1,12 @@
 //! The plan: an immutable list of steps, each with who, what, why and when. It is also the plan file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::input::PlanMode;
-use crate::config::StaticPoolConfig;
+use crate::config::{HealthCheckConfig, ProvisioningConfig, StaticPoolConfig};
 use crate::desired::Spec;
 use crate::worker::{DeploymentId, Generation, PoolId, Slot, WorkerName};
 
@@ -18,8 +18,8 @@ pub(super) const FORMAT_VERSION: &str = "1.0";
 pub struct Plan {
     /// The version of this format.
     pub format_version: String,
-    /// The state that it was made for.
-    pub deployment: DeploymentId,
+    /// The state that it was made for; `None` when there was none yet.
+    pub deployment: Option<DeploymentId>,
     /// When it was made.
     pub created_at: Timestamp,
     /// What kind of plan it is. `apply` does not look at it: the steps say everything.
@@ -30,6 +30,9 @@ pub struct Plan {
     pub complete: bool,
     /// The pools, by name.
     pub pools: Vec<PoolPlan>,
+    /// Guards that were lifted when it was made, by name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub overridden_guards: BTreeSet<String>,
     /// Why it must not be applied; empty when it may.
     pub refusals: Vec<Refusal>,
 }
@@ -67,6 +70,10 @@ pub struct PoolPlan {
     pub locked_by: Option<String>,
     /// What every moment of the run keeps to.
     pub budget: Budget,
+    /// How provider calls are made: as the files say, or as was recorded when the pool goes.
+    pub provisioning: ProvisioningConfig,
+    /// How new workers prove that they are well.
+    pub health_check: HealthCheckConfig,
 }
 
 /// The bounds that hold at every moment of a run; checked again when an operation is opened.

@@ -52,6 +52,7 @@ pub(super) fn pools(
     let specs = specs(connection)?;
     let mut workers = workers(connection, &specs)?;
     let mut generations = last_generations(connection)?;
+    let mut tombstones = tombstones(connection)?;
     let mut statement = connection
         .prepare_cached("SELECT id, serial, config, applied_at, origin FROM pool ORDER BY id")?;
     let mut rows = statement.query([])?;
@@ -73,6 +74,7 @@ pub(super) fn pools(
             applied,
             workers: workers.remove(&id).unwrap_or_default(),
             last_generations: generations.remove(&id).unwrap_or_default(),
+            tombstones: tombstones.remove(&id).unwrap_or_default(),
             locked_by: lock::held_by(connection, &id, own, now)?.map(|holder| holder.describe()),
             id: pool_id(&id)?,
         });
@@ -116,6 +118,22 @@ fn last_generations(
         slots.insert(Slot(row.get(1)?), Generation(row.get(2)?));
     }
     Ok(generations)
+}
+
+type Tombstones = BTreeMap<Slot, (Generation, Timestamp)>;
+
+fn tombstones(connection: &Connection) -> Result<BTreeMap<String, Tombstones>, JobError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT pool, slot, generation, phase_since FROM worker WHERE phase = 'deleted'
+         ORDER BY generation",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut tombstones: BTreeMap<String, Tombstones> = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let latest = (Generation(row.get(2)?), from_ms(row.get(3)?));
+        tombstones.entry(row.get(0)?).or_default().insert(Slot(row.get(1)?), latest);
+    }
+    Ok(tombstones)
 }
 
 fn workers(

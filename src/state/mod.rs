@@ -51,6 +51,7 @@ pub struct Store {
     holder: Arc<Holder>,
     deployment: DeploymentId,
     path: Arc<PathBuf>,
+    ephemeral: bool,
     secret_key: SecretKey,
 }
 
@@ -66,6 +67,9 @@ impl std::fmt::Debug for SecretKey {
 
 impl SecretKey {
     /// Hashes a secret with the key: equal secrets of one state hash alike, and nothing else is told.
+    ///
+    /// # Panics
+    /// Never: HMAC takes keys of every length.
     pub fn hash(&self, secret: &str) -> String {
         use hmac::{Hmac, Mac as _};
         let mut mac =
@@ -109,6 +113,7 @@ impl Store {
         faults: Option<Box<dyn CommitFaults>>,
     ) -> Result<Self, StateError> {
         let OpenOptions { path, when_missing, clock, entropy, what } = options;
+        let ephemeral = when_missing == WhenMissing::Pretend && !path.exists();
         let connection = open::open(path, when_missing, open::MIGRATIONS, &entropy)?;
         let (deployment, secret_key) = load::identity(&connection, path)?;
         let id: String = entropy.bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -118,6 +123,7 @@ impl Store {
             holder: Arc::new(Holder::this_process(what, id)),
             deployment,
             path: Arc::new(path.to_owned()),
+            ephemeral,
             secret_key: SecretKey(secret_key.into()),
         })
     }
@@ -125,6 +131,11 @@ impl Store {
     /// Returns whose state it is.
     pub fn deployment(&self) -> &DeploymentId {
         &self.deployment
+    }
+
+    /// Returns whether nothing of it will be left.
+    pub fn is_ephemeral(&self) -> bool {
+        self.ephemeral
     }
 
     /// Returns where the database is.

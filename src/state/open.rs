@@ -47,6 +47,8 @@ pub enum WhenMissing {
     Create,
     /// Refuse.
     Refuse,
+    /// Work on an empty one that leaves nothing behind.
+    Pretend,
 }
 
 /// Opens the database at `path` with `migrations`.
@@ -60,10 +62,11 @@ pub(super) fn open(
     if !exists && when_missing == WhenMissing::Refuse {
         return Err(StateError::Missing(path.to_owned()));
     }
-    if !exists {
+    let pretend = !exists && when_missing == WhenMissing::Pretend;
+    if !exists && !pretend {
         create_file(path)?;
     }
-    let mut connection = connect(path)?;
+    let mut connection = connect(if pretend { Path::new(":memory:") } else { path })?;
     let ours = identify(&connection, path)?;
     if ours {
         verify(&connection, path)?;

@@ -88,6 +88,8 @@ pub struct ObservedWorker {
 pub enum ProbeOutcome {
     /// The provider vouches for the worker.
     Healthy,
-    /// The provider knows that it is not well, and why.
+    /// The provider knows that it is not well, and why; it may recover.
     Unhealthy(String),
+    /// The worker is no longer there, and why; it never comes back.
+    Gone(String),
 }

@@ -241,7 +241,7 @@ impl WorkerProvider for LocalProvider {
         match self.get(worker).await {
             Ok(_) => Ok(ProbeOutcome::Healthy),
             Err(ProviderError::NotFound(_)) => {
-                Ok(ProbeOutcome::Unhealthy("its process has ended".to_owned()))
+                Ok(ProbeOutcome::Gone("its process has ended".to_owned()))
             }
             Err(error) => Err(error),
         }

@@ -319,7 +319,7 @@ impl WorkerProvider for SimProvider {
             Self::find(world, worker, now).map(|found| found.image.clone())
         })?;
         Ok(match image {
-            None => ProbeOutcome::Unhealthy("it no longer exists".to_owned()),
+            None => ProbeOutcome::Gone("it no longer exists".to_owned()),
             Some(image) if self.settings.unhealthy_images.contains(&image) => {
                 ProbeOutcome::Unhealthy(format!("image `{image}` never gets healthy"))
             }

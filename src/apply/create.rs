@@ -1,0 +1,275 @@
+//! The attempts of one create, and the health check that ends it.
+//!
+//! The token of an attempt is the same however often it is sent; the attempt grows only on proof that
+//! nothing exists. A lost answer is looked into: the worker is there (adopted), or its token makes a
+//! repeat safe, or the provider's settle time and one complete listing prove that there is nothing. If
+//! none of these can be had, the operation stays `unknown` and the next run goes on from there.
+
+use std::time::Duration;
+
+use pool_provider::{
+    CreateRequest, Idempotency, ObservedWorker, ProviderError, WorkerProvider as _,
+};
+use tokio::time::{sleep, timeout};
+
+use super::step::{Retrying, retry_after};
+use super::{PoolRun, StepError, retry};
+use crate::clock::Stopwatch;
+use crate::health::{Tally, Verdict};
+use crate::plan::{Failure, NewWorkerOrigin, OldWorker};
+use crate::probe::{self, Probed};
+use crate::state::{NewCreate, OpenedOperation};
+use crate::worker::WorkerName;
+
+/// How soon a new worker is probed again; doubled up to the check's interval.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How one attempt ended.
+enum Attempt {
+    /// The worker is ready.
+    Ready(ObservedWorker),
+    /// Nothing exists; the next attempt may begin.
+    Nothing(Failure, Option<Duration>),
+    /// The same call may be sent again.
+    Resend(Failure),
+    /// Neither is known, or another attempt would not help.
+    GiveUp(Failure),
+}
+
+impl PoolRun<'_> {
+    /// Creates a worker, in as many attempts as the pool allows.
+    pub(super) async fn create(
+        &self,
+        create: NewCreate,
+        origin: NewWorkerOrigin,
+        retrying: &Retrying<'_>,
+    ) -> Result<ObservedWorker, StepError> {
+        let store = &self.applier.store;
+        let name = self.plan.worker(create.key.slot, create.key.generation);
+        let attempts = self.plan.provisioning.attempts();
+        let mut resend = origin == NewWorkerOrigin::Resend;
+        let mut attempt = 1;
+        loop {
+            let operation = if resend {
+                store.reopen_create(self.lock, create.key).await?
+            } else {
+                store.open_create(self.lock, create.clone()).await?
+            };
+            let (failure, asked_for) = match self.attempt(&create, &name, &operation).await? {
+                Attempt::Ready(observed) => return Ok(observed),
+                Attempt::Nothing(failure, asked_for) => {
+                    resend = false;
+                    (failure, asked_for)
+                }
+                Attempt::Resend(failure) => {
+                    resend = true;
+                    (failure, None)
+                }
+                Attempt::GiveUp(failure) => return Err(StepError::Worker(failure.message)),
+            };
+            if attempt >= attempts || self.is_stopped() {
+                return Err(StepError::Worker(failure.message));
+            }
+            let delay = retry::delay(attempt, &name, asked_for);
+            retrying(attempt, failure.message, delay);
+            sleep(delay).await;
+            attempt += 1;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        create: &NewCreate,
+        name: &WorkerName,
+        operation: &OpenedOperation,
+    ) -> Result<Attempt, StepError> {
+        let (spec, recorded) = self
+            .new
+            .as_ref()
+            .ok_or_else(|| StepError::Worker("the plan has no spec for a new worker".to_owned()))?;
+        let request = &CreateRequest {
+            owner: self.applier.store.deployment().clone(),
+            name: name.clone(),
+            attempt: operation.attempt,
+            operation: operation.id,
+            token: operation.token.clone(),
+            spec: spec.clone(),
+            spec_hash: recorded.hash.clone(),
+        };
+        let answer = self
+            .call(&create.provider, create.timeout, |provider| provider.create(request))
+            .await?;
+        match answer {
+            Ok(observed) => self.created(create, name, observed).await,
+            Err(ProviderError::AlreadyExists(why)) => {
+                let why = ProviderError::UnknownOutcome(format!("already exists: {why}"));
+                self.find_out(create, name, operation, why).await
+            }
+            Err(error) if error.is_unknown() => self.find_out(create, name, operation, error).await,
+            Err(error) => {
+                let failure = failure(&error, name);
+                let store = &self.applier.store;
+                store.record_create_failed(self.lock, create.key, failure.clone()).await?;
+                Ok(if error.is_worth_a_retry() {
+                    Attempt::Nothing(failure, retry_after(&error))
+                } else {
+                    Attempt::GiveUp(failure)
+                })
+            }
+        }
+    }
+
+    /// Records a worker that exists and waits for its health check.
+    async fn created(
+        &self,
+        create: &NewCreate,
+        name: &WorkerName,
+        observed: ObservedWorker,
+    ) -> Result<Attempt, StepError> {
+        let store = &self.applier.store;
+        if observed.name != *name || observed.provider_id.is_empty() {
+            // Providers are not trusted: recording this would lose the worker.
+            let why = format!("the provider answered {:?} for {name}", observed.name.to_string());
+            return Ok(Attempt::GiveUp(Failure { code: "bad_answer".to_owned(), message: why }));
+        }
+        store.record_created(self.lock, create.key, observed.clone(), create.timeout).await?;
+        let failure = match self.verify(create, &observed).await {
+            Ok(()) => return Ok(Attempt::Ready(observed)),
+            Err(StepError::Worker(why)) => Failure { code: "unhealthy".to_owned(), message: why },
+            Err(error) => return Err(error),
+        };
+        let old = OldWorker {
+            generation: create.key.generation,
+            provider: create.provider.clone(),
+            provider_id: Some(observed.provider_id),
+            recorded: true,
+            observed: true,
+        };
+        // It is recorded as failed already: a crash here leaves it to the next run.
+        match self.delete_and_confirm(name, &old, &|_, _, _| {}).await? {
+            Ok(()) => Ok(Attempt::Nothing(failure, None)),
+            Err(_) => Ok(Attempt::GiveUp(failure)),
+        }
+    }
+
+    /// Probes a worker until it is healthy, at most for the pool's provisioning timeout.
+    pub(super) async fn verify(
+        &self,
+        create: &NewCreate,
+        observed: &ObservedWorker,
+    ) -> Result<(), StepError> {
+        let check = &self.plan.health_check;
+        let provider = self.provider(&create.provider)?;
+        let reference = self.reference(&observed.name, Some(observed.provider_id.clone()));
+        let watch = Stopwatch::start();
+        let mut last = "it was never probed".to_owned();
+        let healthy = async {
+            let mut tally = Tally::default();
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let probed = {
+                    let _permit = self.calls.acquire().await.ok();
+                    probe::probe(check, provider, &reference, &observed.addresses).await
+                };
+                let passed = match probed {
+                    Probed::Passed => true,
+                    Probed::Failed(why) => {
+                        last = why;
+                        false
+                    }
+                    Probed::Gone(why) => break Err(why),
+                };
+                let (next, verdict) = tally.count(passed, watch.elapsed(), check);
+                if verdict == Verdict::Healthy {
+                    break Ok(());
+                }
+                tally = next;
+                sleep(pause).await;
+                pause = (pause * 2).min(check.interval.get());
+            }
+        };
+        let outcome = match timeout(create.timeout, healthy).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!("not healthy within {:?}: {last}", create.timeout)),
+        };
+        let store = &self.applier.store;
+        match outcome {
+            Ok(()) => Ok(store.record_ready(self.lock, create.key).await?),
+            Err(why) => {
+                let message = format!("{}: {why}", observed.name);
+                let failure = Failure { code: "unhealthy".to_owned(), message: message.clone() };
+                store.record_unverified(self.lock, create.key, failure).await?;
+                Err(StepError::Worker(message))
+            }
+        }
+    }
+
+    /// Finds out what became of a create whose answer was lost.
+    async fn find_out(
+        &self,
+        create: &NewCreate,
+        name: &WorkerName,
+        operation: &OpenedOperation,
+        error: ProviderError,
+    ) -> Result<Attempt, StepError> {
+        let store = &self.applier.store;
+        store.mark_unknown(self.lock, create.key, operation.id, error.to_string()).await?;
+        let reference = &self.reference(name, None);
+        let looked =
+            self.call(&create.provider, create.timeout, |provider| provider.get(reference)).await?;
+        if let Ok(observed) = looked {
+            return self.created(create, name, observed).await;
+        }
+        let description = self.provider(&create.provider)?.describe();
+        if description.idempotency == Idempotency::Token {
+            return Ok(Attempt::Resend(failure(&error, name)));
+        }
+        if description.settle > create.timeout {
+            return Ok(Attempt::GiveUp(failure(&error, name)));
+        }
+        sleep(description.settle).await;
+        match self.search(create, name).await? {
+            Search::Found(observed) => self.created(create, name, observed).await,
+            Search::Unsure => Ok(Attempt::GiveUp(failure(&error, name))),
+            Search::Absent => {
+                let failure = failure(&error, name);
+                store.record_create_failed(self.lock, create.key, failure.clone()).await?;
+                Ok(Attempt::Nothing(failure, None))
+            }
+        }
+    }
+
+    /// Looks for a worker in a whole listing.
+    async fn search(&self, create: &NewCreate, name: &WorkerName) -> Result<Search, StepError> {
+        let owner = self.applier.store.deployment();
+        let mut page = None;
+        let mut complete = true;
+        loop {
+            let asked = page.as_ref();
+            let listed = self
+                .call(&create.provider, create.timeout, |provider| provider.list(owner, asked))
+                .await?;
+            let Ok(listing) = listed else { return Ok(Search::Unsure) };
+            complete &= listing.complete;
+            if let Some(found) = listing.workers.into_iter().find(|found| found.name == *name) {
+                return Ok(Search::Found(found));
+            }
+            match listing.next {
+                Some(next) => page = Some(next),
+                None if complete => return Ok(Search::Absent),
+                None => return Ok(Search::Unsure),
+            }
+        }
+    }
+}
+
+/// What a search of a whole listing proves.
+enum Search {
+    Found(ObservedWorker),
+    Absent,
+    Unsure,
+}
+
+fn failure(error: &ProviderError, name: &WorkerName) -> Failure {
+    Failure { code: error.code().to_owned(), message: format!("creating {name}: {error}") }
+}

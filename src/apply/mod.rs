@@ -1,0 +1,286 @@
+//! Carries out a plan: intent, provider call, result, event; for every step, in the plan's order.
+//!
+//! Decides nothing about what should be: names, order and reasons are the plan's. It knows how a call
+//! is made safe: the intent is durable before the call, a lost answer is `unknown` and never `failed`,
+//! and no call is made once the state can no longer be written. Dropping the future is safe at any
+//! moment: the next run finds what was in flight.
+//!
+//! | module     | holds                                                        |
+//! |------------|--------------------------------------------------------------|
+//! | `step`     | one step: create, replace, update, delete, adopt              |
+//! | `create`   | the attempts of one create, and the health check that ends it  |
+//! | `retry`    | how long to wait between attempts                               |
+//! | [`event`]  | what it tells while it works                                    |
+
+mod create;
+pub mod event;
+mod retry;
+mod step;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::{self, StreamExt as _};
+use pool_provider::{SharedProvider, WorkerSpec};
+use tokio::sync::Semaphore;
+
+pub use event::{ApplyEvent, ApplyEventKind, Observer};
+
+use crate::clock::Stopwatch;
+use crate::desired::{SecretHashes, Spec};
+use crate::plan::{Action, Plan, PoolPlan, RecordedSpec, Step, Summary};
+use crate::state::{PoolLock, StateError, Store};
+use crate::worker::{PoolId, WorkerName};
+
+/// A spec with its secrets read.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// What providers get.
+    pub spec: WorkerSpec,
+    /// What is recorded of the secrets.
+    pub secrets: SecretHashes,
+}
+
+/// Reads the secrets of a spec, or says which one cannot be read.
+pub type Resolver = Arc<dyn Fn(&Spec) -> Result<Resolved, String> + Send + Sync>;
+
+/// Everything that carrying out a plan needs.
+#[derive(Clone)]
+pub struct Applier {
+    /// Where intents and results are recorded.
+    pub store: Store,
+    /// The providers, by name.
+    pub providers: BTreeMap<String, SharedProvider>,
+    /// Reads secrets.
+    pub resolver: Resolver,
+    /// Is told what happens.
+    pub observer: Observer,
+    /// How many provider calls may be under way in all pools together.
+    pub parallelism: usize,
+}
+
+/// What became of one pool's part of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoolOutcome {
+    /// The pool.
+    pub pool: PoolId,
+    /// What was done.
+    pub done: Summary,
+    /// The steps that failed, and why.
+    pub failures: Vec<(WorkerName, String)>,
+    /// How many steps were not begun.
+    pub skipped: u32,
+    /// Why the pool's run ended early, when the state was the reason.
+    pub stopped_by: Option<StateError>,
+}
+
+impl PoolOutcome {
+    /// Returns whether everything that was planned is done.
+    pub fn is_complete(&self) -> bool {
+        self.failures.is_empty() && self.skipped == 0 && self.stopped_by.is_none()
+    }
+}
+
+/// Why a step failed.
+enum StepError {
+    /// The provider, or the worker itself.
+    Worker(String),
+    /// The state: no further call may be made.
+    State(StateError),
+}
+
+impl From<StateError> for StepError {
+    fn from(error: StateError) -> Self {
+        Self::State(error)
+    }
+}
+
+/// Carries out `plan` under `locks`; pools run side by side.
+pub async fn apply(
+    applier: &Applier,
+    plan: &Plan,
+    locks: &BTreeMap<PoolId, PoolLock>,
+) -> Vec<PoolOutcome> {
+    let calls = Semaphore::new(applier.parallelism.max(1));
+    let mut runs: Vec<BoxFuture<'_, PoolOutcome>> = Vec::new();
+    for pool in plan.pools.iter().filter(|pool| !pool.is_empty() || pool.serial.is_none()) {
+        if let Some(lock) = locks.get(&pool.pool) {
+            runs.push(Box::pin(apply_pool(applier, pool, lock, &calls)));
+        }
+    }
+    futures_util::future::join_all(runs).await
+}
+
+async fn apply_pool(
+    applier: &Applier,
+    plan: &PoolPlan,
+    lock: &PoolLock,
+    calls: &Semaphore,
+) -> PoolOutcome {
+    let mut outcome = PoolOutcome {
+        pool: plan.pool.clone(),
+        done: Summary::default(),
+        failures: Vec::new(),
+        skipped: 0,
+        stopped_by: None,
+    };
+    let total = u32::try_from(plan.steps.len()).unwrap_or(u32::MAX);
+    let run = match PoolRun::begin(applier, plan, lock, calls).await {
+        Ok(run) => run,
+        Err(error) => {
+            outcome.skipped = total;
+            match error {
+                StepError::State(error) => outcome.stopped_by = Some(error),
+                StepError::Worker(why) => {
+                    let worker = plan.steps.first().map(worker_of(plan));
+                    outcome.failures.extend(worker.map(|worker| (worker, why)));
+                }
+            }
+            return outcome;
+        }
+    };
+    run.waves(&mut outcome).await;
+    if plan.config.is_none() && outcome.is_complete() {
+        outcome.stopped_by = applier.store.forget_pool(lock).await.err();
+    }
+    outcome
+}
+
+/// The worker that a step is about: the one that comes, else the one that changes or goes.
+fn worker_of(plan: &PoolPlan) -> impl Fn(&Step) -> WorkerName + '_ {
+    |step| {
+        let coming = step.create.as_ref().map(|new| new.generation);
+        let old = step.update.as_ref().or(step.delete.first()).map(|old| old.generation);
+        plan.worker(step.slot, coming.or(old).unwrap_or_default())
+    }
+}
+
+/// One pool's part of a run.
+struct PoolRun<'a> {
+    applier: &'a Applier,
+    plan: &'a PoolPlan,
+    lock: &'a PoolLock,
+    calls: &'a Semaphore,
+    /// What new workers are made from: `None` when the pool goes.
+    new: Option<(WorkerSpec, Arc<RecordedSpec>)>,
+    /// Set when no further step may begin.
+    stop: AtomicBool,
+}
+
+impl<'a> PoolRun<'a> {
+    /// Reads the secrets and records the config, before anything is called.
+    async fn begin(
+        applier: &'a Applier,
+        plan: &'a PoolPlan,
+        lock: &'a PoolLock,
+        calls: &'a Semaphore,
+    ) -> Result<Self, StepError> {
+        let brings = |step: &Step| step.create.is_some() || step.update.is_some();
+        let new = match plan.spec().filter(|_| plan.steps.iter().any(brings)) {
+            None => None,
+            Some(spec) => {
+                let resolved = (applier.resolver)(&spec).map_err(StepError::Worker)?;
+                let hash = spec.hash();
+                let recorded = RecordedSpec { spec, hash, secrets: resolved.secrets };
+                Some((resolved.spec, Arc::new(recorded)))
+            }
+        };
+        if let Some(config) = plan.config.as_ref().filter(|_| plan.records_config) {
+            applier.store.record_config(lock, config, &plan.place).await?;
+        }
+        Ok(Self { applier, plan, lock, calls, new, stop: AtomicBool::new(false) })
+    }
+
+    async fn waves(&self, outcome: &mut PoolOutcome) {
+        let concurrency = self.plan.provisioning.concurrency().max(1) as usize;
+        let mut gate_failed = false;
+        for wave in self.plan.steps.chunk_by(|a, b| a.wave == b.wave) {
+            let gates = wave.first().is_some_and(|step| step.gates);
+            if gate_failed && gates {
+                outcome.skipped += u32::try_from(wave.len()).unwrap_or(u32::MAX);
+                continue;
+            }
+            // By number: a stream of references would not be `Send` enough for its callers.
+            let mut results = stream::iter(0..wave.len())
+                .map(|number| self.step(&wave[number]).boxed())
+                .buffer_unordered(concurrency);
+            while let Some(result) = results.next().await {
+                match result {
+                    StepResult::Done(action) => count(&mut outcome.done, action),
+                    StepResult::Skipped => outcome.skipped += 1,
+                    StepResult::Failed(worker, StepError::Worker(why)) => {
+                        gate_failed |= gates;
+                        if self.plan.provisioning.fails_fast() {
+                            self.stop.store(true, Ordering::SeqCst);
+                        }
+                        outcome.failures.push((worker, why));
+                    }
+                    StepResult::Failed(worker, StepError::State(error)) => {
+                        // Another step's call must not follow an intent that cannot be recorded.
+                        self.stop.store(true, Ordering::SeqCst);
+                        outcome.failures.push((worker, error.to_string()));
+                        outcome.stopped_by.get_or_insert(error);
+                    }
+                }
+            }
+        }
+        outcome.failures.sort();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    async fn step(&self, step: &Step) -> StepResult {
+        if self.is_stopped() {
+            return StepResult::Skipped;
+        }
+        let worker = worker_of(self.plan)(step);
+        let tell = |kind| {
+            (self.applier.observer)(ApplyEvent {
+                pool: self.plan.pool.clone(),
+                worker: worker.clone(),
+                action: step.action,
+                reason: step.reason,
+                kind,
+            });
+        };
+        tell(ApplyEventKind::Started);
+        let watch = Stopwatch::start();
+        let retrying = |attempt, why, delay| tell(ApplyEventKind::Retrying { attempt, why, delay });
+        match self.carry_out(step, &retrying).await {
+            Ok(provider_id) => {
+                tell(ApplyEventKind::Completed { elapsed: watch.elapsed(), provider_id });
+                StepResult::Done(step.action)
+            }
+            Err(error) => {
+                let why = match &error {
+                    StepError::Worker(why) => why.clone(),
+                    StepError::State(error) => error.to_string(),
+                };
+                tell(ApplyEventKind::Failed { elapsed: watch.elapsed(), why });
+                StepResult::Failed(worker, error)
+            }
+        }
+    }
+}
+
+enum StepResult {
+    Done(Action),
+    Skipped,
+    Failed(WorkerName, StepError),
+}
+
+fn count(done: &mut Summary, action: Action) {
+    match action {
+        Action::Create => done.add += 1,
+        Action::Update | Action::Adopt => done.change += 1,
+        Action::Replace(_) => {
+            done.add += 1;
+            done.destroy += 1;
+        }
+        Action::Delete => done.destroy += 1,
+    }
+}

@@ -1,0 +1,286 @@
+//! Carries out one step. Each provider call stands between its intent and its result.
+
+use std::time::Duration;
+
+use pool_provider::{
+    DeleteRequest, ObservedWorker, ProviderError, SharedProvider, UpdateRequest,
+    WorkerProvider as _, WorkerRef,
+};
+use tokio::time::{sleep, timeout};
+
+use super::{PoolRun, StepError, retry};
+use crate::plan::{Action, NewWorker, NewWorkerOrigin, OldWorker, Reason, ReplaceOrder, Step};
+use crate::state::{NewCreate, WorkerKey};
+use crate::worker::{Generation, Slot, WorkerName};
+
+/// Is told of attempts that failed and are followed by another: attempt, why, delay.
+pub(super) type Retrying<'r> = dyn Fn(u32, String, Duration) + Send + Sync + 'r;
+
+/// How often a deletion is looked at again before it counts as stuck, and how long between two looks.
+const LOOKS: u32 = 20;
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+impl PoolRun<'_> {
+    /// Returns the provider's id of the worker that came or changed.
+    pub(super) async fn carry_out(
+        &self,
+        step: &Step,
+        retrying: &Retrying<'_>,
+    ) -> Result<Option<String>, StepError> {
+        let deletes_first = step.action != Action::Replace(ReplaceOrder::CreateFirst);
+        if deletes_first {
+            self.delete_all(step, retrying).await?;
+        }
+        let provider_id = match (&step.create, &step.update) {
+            (Some(new), _) => Some(self.bring(step, new, retrying).await?.provider_id),
+            (None, Some(old)) => Some(self.update(step, old, retrying).await?.provider_id),
+            (None, None) => None,
+        };
+        if !deletes_first {
+            self.delete_all(step, retrying).await?;
+        }
+        Ok(provider_id)
+    }
+
+    pub(super) fn provider(&self, name: &str) -> Result<&SharedProvider, StepError> {
+        self.applier.providers.get(name).ok_or_else(|| {
+            StepError::Worker(format!("the provider `{name}` is not there any more"))
+        })
+    }
+
+    pub(super) fn reference(&self, name: &WorkerName, provider_id: Option<String>) -> WorkerRef {
+        WorkerRef {
+            owner: self.applier.store.deployment().clone(),
+            name: name.clone(),
+            provider_id,
+        }
+    }
+
+    pub(super) fn new_create(
+        &self,
+        slot: Slot,
+        generation: Generation,
+        reason: Reason,
+    ) -> Result<NewCreate, StepError> {
+        let (_, spec) = self.new.as_ref().ok_or_else(no_spec)?;
+        Ok(NewCreate {
+            key: WorkerKey { slot, generation },
+            provider: self.plan.provider.clone(),
+            spec: spec.clone(),
+            timeout: self.plan.provisioning.timeout.get(),
+            budget: self.plan.budget,
+            why: reason_name(reason),
+        })
+    }
+
+    /// Brings the step's new worker to being ready.
+    async fn bring(
+        &self,
+        step: &Step,
+        new: &NewWorker,
+        retrying: &Retrying<'_>,
+    ) -> Result<ObservedWorker, StepError> {
+        let create = self.new_create(step.slot, new.generation, step.reason)?;
+        match new.origin {
+            NewWorkerOrigin::Fresh | NewWorkerOrigin::Resend => {
+                self.create(create, new.origin, retrying).await
+            }
+            NewWorkerOrigin::Interrupted
+            | NewWorkerOrigin::Unverified
+            | NewWorkerOrigin::Orphan => {
+                let observed = self.look(&create, new).await?;
+                let (store, key, timeout) = (&self.applier.store, create.key, create.timeout);
+                match new.origin {
+                    NewWorkerOrigin::Orphan => {
+                        store.record_adopted(self.lock, create.clone(), observed.clone()).await?;
+                    }
+                    NewWorkerOrigin::Interrupted => {
+                        store.record_created(self.lock, key, observed.clone(), timeout).await?;
+                    }
+                    NewWorkerOrigin::Fresh
+                    | NewWorkerOrigin::Resend
+                    | NewWorkerOrigin::Unverified => {}
+                }
+                self.verify(&create, &observed).await?;
+                Ok(observed)
+            }
+        }
+    }
+
+    async fn look(&self, create: &NewCreate, new: &NewWorker) -> Result<ObservedWorker, StepError> {
+        let name = self.plan.worker(create.key.slot, create.key.generation);
+        let reference = self.reference(&name, new.provider_id.clone());
+        let found = self.call(&create.provider, create.timeout, |provider| async move {
+            provider.get(&reference).await
+        });
+        found.await?.map_err(|error| StepError::Worker(format!("looking at {name}: {error}")))
+    }
+
+    /// Makes one provider call within the run's limit on calls; a timeout is an unknown outcome.
+    pub(super) async fn call<'s, T, F>(
+        &'s self,
+        provider: &str,
+        limit: Duration,
+        make: impl FnOnce(&'s SharedProvider) -> F,
+    ) -> Result<Result<T, ProviderError>, StepError>
+    where
+        F: Future<Output = Result<T, ProviderError>>,
+    {
+        let provider = self.provider(provider)?;
+        // The semaphore is never closed; without a permit the call would only be one too many.
+        let _permit = self.calls.acquire().await.ok();
+        Ok(timeout(limit, make(provider)).await.unwrap_or_else(|_| {
+            Err(ProviderError::UnknownOutcome(format!("no answer within {limit:?}")))
+        }))
+    }
+
+    /// Repeats an idempotent call while that may help.
+    async fn repeat<'s, T, F>(
+        &'s self,
+        provider: &str,
+        worker: &WorkerName,
+        retrying: &Retrying<'_>,
+        make: impl Fn(&'s SharedProvider) -> F,
+    ) -> Result<Result<T, ProviderError>, StepError>
+    where
+        F: Future<Output = Result<T, ProviderError>>,
+    {
+        let attempts = self.plan.provisioning.attempts();
+        let limit = self.plan.provisioning.timeout.get();
+        let mut attempt = 1;
+        loop {
+            let answer = self.call(provider, limit, &make).await?;
+            match answer {
+                Err(error) if error.is_worth_a_retry() && attempt < attempts => {
+                    let delay = retry::delay(attempt, worker, retry_after(&error));
+                    retrying(attempt, error.to_string(), delay);
+                    sleep(delay).await;
+                    attempt += 1;
+                }
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    async fn update(
+        &self,
+        step: &Step,
+        old: &OldWorker,
+        retrying: &Retrying<'_>,
+    ) -> Result<ObservedWorker, StepError> {
+        let (spec, recorded) = self.new.as_ref().ok_or_else(no_spec)?;
+        let key = WorkerKey { slot: step.slot, generation: old.generation };
+        let name = self.plan.worker(step.slot, old.generation);
+        let request = UpdateRequest {
+            worker: self.reference(&name, old.provider_id.clone()),
+            labels: spec.labels.clone(),
+            tags: spec.tags.clone(),
+        };
+        let store = &self.applier.store;
+        let limit = self.plan.provisioning.timeout.get();
+        let operation = store.open_update(self.lock, key, limit).await?;
+        let request = &request;
+        let answer = self
+            .repeat(&old.provider, &name, retrying, |provider| provider.update(request))
+            .await?;
+        match answer {
+            Ok(observed) => {
+                let why = reason_name(step.reason);
+                store.record_updated(self.lock, key, recorded.clone(), why).await?;
+                Ok(observed)
+            }
+            Err(error) => {
+                let why = format!("updating {name}: {error}");
+                if error.is_unknown() {
+                    store.mark_unknown(self.lock, key, operation.id, why.clone()).await?;
+                } else {
+                    store.record_update_failed(self.lock, key, why.clone()).await?;
+                }
+                Err(StepError::Worker(why))
+            }
+        }
+    }
+
+    async fn delete_all(&self, step: &Step, retrying: &Retrying<'_>) -> Result<(), StepError> {
+        for old in &step.delete {
+            self.delete(step, old, retrying).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete(
+        &self,
+        step: &Step,
+        old: &OldWorker,
+        retrying: &Retrying<'_>,
+    ) -> Result<(), StepError> {
+        let key = WorkerKey { slot: step.slot, generation: old.generation };
+        let name = self.plan.worker(step.slot, old.generation);
+        let store = &self.applier.store;
+        let why = reason_name(step.reason);
+        let limit = self.plan.provisioning.timeout.get();
+        let operation = if old.recorded {
+            let budget = self.plan.budget;
+            Some(store.open_delete(self.lock, key, budget, limit, why.clone()).await?)
+        } else {
+            None
+        };
+        let outcome = self.delete_and_confirm(&name, old, retrying).await?;
+        match outcome {
+            Ok(()) if old.recorded => store.record_deleted(self.lock, key).await?,
+            Ok(()) => store.record_stray_deleted(self.lock, key, why).await?,
+            Err(failure) => {
+                if let Some(operation) = operation {
+                    store.mark_unknown(self.lock, key, operation.id, failure.clone()).await?;
+                }
+                return Err(StepError::Worker(failure));
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes at the provider, and looks whether it is gone.
+    pub(super) async fn delete_and_confirm(
+        &self,
+        name: &WorkerName,
+        old: &OldWorker,
+        retrying: &Retrying<'_>,
+    ) -> Result<Result<(), String>, StepError> {
+        let reference = self.reference(name, old.provider_id.clone());
+        let request = &DeleteRequest { worker: reference.clone() };
+        let answer =
+            self.repeat(&old.provider, name, retrying, |provider| provider.delete(request)).await?;
+        match answer {
+            Ok(()) | Err(ProviderError::NotFound(_)) => {}
+            Err(error) => return Ok(Err(format!("deleting {name}: {error}"))),
+        }
+        let limit = self.plan.provisioning.timeout.get();
+        let reference = &reference;
+        for _ in 0..LOOKS {
+            match self.call(&old.provider, limit, |provider| provider.get(reference)).await? {
+                Err(ProviderError::NotFound(_)) => return Ok(Ok(())),
+                Ok(_) | Err(_) => sleep(LOOK_AGAIN).await,
+            }
+        }
+        Ok(Err(format!("deleting {name}: the provider still has it")))
+    }
+}
+
+fn no_spec() -> StepError {
+    StepError::Worker("the plan has no spec for a new worker".to_owned())
+}
+
+pub(super) fn retry_after(error: &ProviderError) -> Option<Duration> {
+    match error {
+        ProviderError::RateLimited { retry_after, .. } => *retry_after,
+        _ => None,
+    }
+}
+
+/// Returns the reason's stable name, for the record.
+pub(super) fn reason_name(reason: Reason) -> String {
+    serde_json::to_value(reason)
+        .ok()
+        .and_then(|name| name.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}

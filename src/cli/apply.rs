@@ -1,0 +1,285 @@
+//! `pool apply` and `pool destroy`: lock, look, plan, ask, carry out.
+//!
+//! A plan file is approved already and is refused when a pool that it touches has moved. Otherwise the
+//! plan is made under the locks, so that what was approved is what is carried out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::args::{ApplyingArgs, PlanningArgs};
+use super::context::{Context, concerned};
+use super::error::CliError;
+use super::exit::Exit;
+use super::plan::{check_addresses, load, options};
+use super::plan_file;
+use super::progress::Display;
+use crate::apply::PoolOutcome;
+use crate::plan::{self, Plan, PlanMode, Summary};
+use crate::pool::Reconciler;
+use crate::render;
+use crate::state::{PoolLock, Store, WhenMissing, holder};
+use crate::worker::PoolId;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Files, folders of *.yaml, *.yml and *.json, - for standard input, or one saved plan
+    #[arg(value_name = "CONFIG|PLANFILE")]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    planning: PlanningArgs,
+    #[command(flatten)]
+    applying: ApplyingArgs,
+    /// Delete the files' pools, or all recorded ones
+    #[arg(long)]
+    destroy: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DestroyArguments {
+    /// Files whose pools are deleted; without any, all recorded pools are
+    #[arg(value_name = "CONFIG")]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    planning: PlanningArgs,
+    #[command(flatten)]
+    applying: ApplyingArgs,
+}
+
+pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
+    if let [path] = arguments.paths.as_slice()
+        && let Some(plan) = plan_file::read(path)?
+    {
+        return saved(context, plan, arguments).await;
+    }
+    let mode = if arguments.destroy { PlanMode::Destroy } else { PlanMode::Converge };
+    fresh(context, &arguments.paths, mode, &arguments.planning, &arguments.applying).await
+}
+
+pub(super) async fn destroy(
+    context: &Context,
+    arguments: &DestroyArguments,
+) -> Result<Exit, CliError> {
+    let DestroyArguments { paths, planning, applying } = arguments;
+    fresh(context, paths, PlanMode::Destroy, planning, applying).await
+}
+
+/// Plans and applies in one go.
+async fn fresh(
+    context: &Context,
+    paths: &[PathBuf],
+    mode: PlanMode,
+    planning: &PlanningArgs,
+    applying: &ApplyingArgs,
+) -> Result<Exit, CliError> {
+    let pools = load(context, paths, mode)?;
+    let what = if mode == PlanMode::Destroy { "pool destroy" } else { "pool apply" };
+    let store = context.open(what, WhenMissing::Create)?;
+    let options = options(planning, mode, paths, &pools);
+    let concerned = concerned(&pools, &store.load().await?);
+    let narrowed: BTreeSet<PoolId> = concerned
+        .into_iter()
+        .filter(|pool| options.only_pools.as_ref().is_none_or(|only| only.contains(pool)))
+        .filter(|pool| {
+            options.targets.is_empty() || options.targets.iter().any(|t| t.pool == *pool)
+        })
+        .collect();
+    let locks = context.lock(&store, &narrowed, applying.lock_timeout.get()).await?;
+    let heart = beat(&store, &locks);
+    let run = async {
+        let reconciler = context.reconciler(store.clone(), &pools, applying.parallelism).await?;
+        let desired = reconciler.desired(&pools);
+        let planned = reconciler.plan_settled(&desired, &options, planning.refresh).await?;
+        check_addresses(&options, &pools, &planned.recorded)?;
+        show(context, &planned.plan, applying.json);
+        if !planned.plan.refusals.is_empty() {
+            return Err(CliError::Refused(planned.plan.refusals));
+        }
+        if planned.plan.is_empty() {
+            return Ok(Exit::Done);
+        }
+        if !applying.auto_approve {
+            approve(context, mode)?;
+        }
+        carry_out(context, &reconciler, &planned.plan, &locks, applying.json).await
+    };
+    let outcome = run.await;
+    heart.abort();
+    unlock(&store, &locks).await;
+    outcome
+}
+
+/// Applies a saved plan.
+async fn saved(context: &Context, plan: Plan, arguments: &Arguments) -> Result<Exit, CliError> {
+    let planning = &arguments.planning;
+    if !planning.target.is_empty() || !planning.replace.is_empty() || arguments.destroy {
+        return Err(CliError::usage(
+            "a saved plan cannot be narrowed or widened",
+            "leave --target, --replace and --destroy out, or make a new plan with them",
+        ));
+    }
+    let applying = &arguments.applying;
+    let store = context.open("pool apply", WhenMissing::Create)?;
+    if plan.deployment.as_ref().is_some_and(|made_for| made_for != store.deployment()) {
+        return Err(CliError::Stale("the plan was made for another state".to_owned()));
+    }
+    let touched: BTreeSet<PoolId> =
+        plan.pools.iter().filter(|pool| !pool.is_empty()).map(|pool| pool.pool.clone()).collect();
+    let locks = context.lock(&store, &touched, applying.lock_timeout.get()).await?;
+    let heart = beat(&store, &locks);
+    let run = async {
+        for pool in plan.pools.iter().filter(|pool| touched.contains(&pool.pool)) {
+            store.verify_serial(&locks[&pool.pool], pool.serial).await?;
+        }
+        let mut refusals = plan.refusals.clone();
+        refusals.extend(plan::pool_refusals(&plan, &store.load().await?));
+        if !refusals.is_empty() {
+            return Err(CliError::Refused(refusals));
+        }
+        let mut reconciler = context.reconciler(store.clone(), &[], applying.parallelism).await?;
+        context.add_providers(&mut reconciler, &plan)?;
+        show(context, &plan, applying.json);
+        if plan.is_empty() {
+            return Ok(Exit::Done);
+        }
+        carry_out(context, &reconciler, &plan, &locks, applying.json).await
+    };
+    let outcome = run.await;
+    heart.abort();
+    unlock(&store, &locks).await;
+    outcome
+}
+
+fn show(context: &Context, plan: &Plan, json: bool) {
+    let printer = context.printer;
+    if json {
+        let now = context.world.clock.now().to_string();
+        let line = |kind: &str, message: String| {
+            json!({
+                "@level": "info",
+                "@message": message,
+                "@module": "pool.ui",
+                "@timestamp": now,
+                "type": kind,
+            })
+        };
+        let mut version = line("version", format!("pool {}", env!("CARGO_PKG_VERSION")));
+        version["pool"] = json!(env!("CARGO_PKG_VERSION"));
+        version["ui"] = json!(render::FORMAT_VERSION);
+        printer.json_line(&version);
+        let mut summary = line("change_summary", render::summary_line(plan));
+        summary["changes"] = render::change_summary_json(plan.summary());
+        printer.json_line(&summary);
+    } else {
+        printer.data(&render::plan_text(plan, printer.look));
+    }
+}
+
+/// Asks on a terminal; anywhere else there is nobody to ask.
+fn approve(context: &Context, mode: PlanMode) -> Result<(), CliError> {
+    let what = if mode == PlanMode::Destroy { "destroy" } else { "apply" };
+    if !context.world.stdin_is_terminal {
+        return Err(CliError::usage(
+            "nobody can approve this plan: standard input is not a terminal",
+            format!("give --auto-approve, or save the plan with --out and {what} that"),
+        ));
+    }
+    context.printer.error("\nDo you want to carry this out? Only `yes` will be accepted.\n> ");
+    let mut answer = String::new();
+    let read = io::stdin().read_line(&mut answer);
+    if read.is_ok() && answer.trim_end_matches(['\r', '\n']) == "yes" {
+        Ok(())
+    } else {
+        Err(CliError::Usage { message: "not approved; nothing was changed".to_owned(), hint: None })
+    }
+}
+
+async fn carry_out(
+    context: &Context,
+    reconciler: &Reconciler,
+    plan: &Plan,
+    locks: &BTreeMap<PoolId, PoolLock>,
+    json: bool,
+) -> Result<Exit, CliError> {
+    let (display, observer) = Display::start(context, plan, json);
+    let outcomes = reconciler.apply(plan, locks, observer).await;
+    display.finish().await;
+    Ok(report(context, &outcomes?, json))
+}
+
+/// Says what came of it.
+fn report(context: &Context, outcomes: &[PoolOutcome], json: bool) -> Exit {
+    let printer = context.printer;
+    let done = outcomes.iter().fold(Summary::default(), |sum, outcome| Summary {
+        add: sum.add + outcome.done.add,
+        change: sum.change + outcome.done.change,
+        destroy: sum.destroy + outcome.done.destroy,
+    });
+    let Summary { add, change, destroy } = done;
+    let counts = format!("{add} added, {change} changed, {destroy} destroyed");
+    let complete = outcomes.iter().all(PoolOutcome::is_complete);
+    let message = if complete {
+        format!("Apply complete! Resources: {counts}.")
+    } else {
+        format!("Apply incomplete. Resources: {counts}.")
+    };
+    if json {
+        printer.json_line(&json!({
+            "@level": if complete { "info" } else { "error" },
+            "@message": message,
+            "@module": "pool.ui",
+            "@timestamp": context.world.clock.now().to_string(),
+            "type": "change_summary",
+            "changes": { "add": add, "change": change, "import": 0, "remove": destroy,
+                         "operation": "apply" },
+        }));
+    } else {
+        printer.data(&format!("\n{}\n", printer.look.strong(&message)));
+    }
+    if complete {
+        return Exit::Done;
+    }
+    let failed: usize = outcomes.iter().map(|outcome| outcome.failures.len()).sum();
+    let skipped: u32 = outcomes.iter().map(|outcome| outcome.skipped).sum();
+    let mut text = String::new();
+    for outcome in outcomes {
+        for (worker, why) in &outcome.failures {
+            text.push_str(&format!("{} {worker}: {why}\n", printer.error_look.removed("error:")));
+        }
+    }
+    let stopped = outcomes.iter().find_map(|outcome| outcome.stopped_by.clone());
+    if let Some(hint) = stopped.as_ref().and_then(crate::state::StateError::hint) {
+        text.push_str(&format!("{} {hint}\n", printer.error_look.strong("hint:")));
+    }
+    let rest = if skipped > 0 { format!(", {skipped} not begun") } else { String::new() };
+    text.push_str(&format!("{failed} failed{rest}; run again to go on from here\n"));
+    printer.error(&text);
+    Exit::Partial
+}
+
+/// Renews the locks while the run lasts.
+fn beat(store: &Store, locks: &BTreeMap<PoolId, PoolLock>) -> tokio::task::JoinHandle<()> {
+    let (store, locks) = (store.clone(), locks.clone());
+    tokio::spawn(async move {
+        let mut tick = interval(holder::HEARTBEAT);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            for lock in locks.values() {
+                // One that was taken over is noticed by the next change, which the fence refuses.
+                let _taken_over = store.heartbeat(lock).await.is_err();
+            }
+        }
+    })
+}
+
+async fn unlock(store: &Store, locks: &BTreeMap<PoolId, PoolLock>) {
+    for lock in locks.values() {
+        // A lock that stays is that of a dead process, which anybody may take.
+        let _stays_locked = store.unlock(lock).await.is_err();
+    }
+}

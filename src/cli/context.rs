@@ -1,0 +1,155 @@
+//! What commands have at hand: config files, the state, the providers, locks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::time::sleep;
+
+use super::World;
+use super::args::GlobalArgs;
+use super::error::CliError;
+use super::output::Printer;
+use crate::clock::Stopwatch;
+use crate::config::{self, LoadedPool, Surroundings};
+use crate::plan::{Plan, RecordedPool};
+use crate::pool::{ProviderSettings, Reconciler, Secrets, known_providers, open_providers};
+use crate::state::{OpenOptions, PoolLock, StateError, Store, WhenMissing};
+use crate::worker::PoolId;
+
+/// How often a held lock is tried again, and how soon the wait is mentioned.
+const LOCK_RETRY: Duration = Duration::from_millis(100);
+const LOCK_MENTION: Duration = Duration::from_millis(400);
+
+/// Everything that a command has at hand.
+pub(super) struct Context {
+    /// The world.
+    pub world: World,
+    /// The flags that every command has.
+    pub global: GlobalArgs,
+    /// The door to the terminal.
+    pub printer: Printer,
+}
+
+impl Context {
+    /// Reads and checks config files.
+    pub(super) fn load(&self, paths: &[PathBuf]) -> Result<Vec<LoadedPool>, CliError> {
+        let sources = config::read(paths, io::stdin().lock())?;
+        let providers = known_providers();
+        let around = Surroundings { environment: &self.world.environment, providers: &providers };
+        Ok(config::load(sources, &around)?)
+    }
+
+    /// Opens the state; `--require-state` refuses to go on without one.
+    pub(super) fn open(&self, what: &str, when_missing: WhenMissing) -> Result<Store, CliError> {
+        let refuse = self.global.require_state;
+        let options = OpenOptions {
+            path: &self.global.state,
+            when_missing: if refuse { WhenMissing::Refuse } else { when_missing },
+            clock: self.world.clock.clone(),
+            entropy: self.world.entropy.clone(),
+            what,
+        };
+        Ok(Store::open(options)?)
+    }
+
+    /// Puts together what a run needs, with the providers that the pools and the records name.
+    pub(super) async fn reconciler(
+        &self,
+        store: Store,
+        pools: &[LoadedPool],
+        parallelism: u32,
+    ) -> Result<Reconciler, CliError> {
+        let recorded = store.load().await?;
+        let of_config = |pool: &LoadedPool| {
+            let default = pool.config.worker_type.default_provider();
+            pool.config.provider.clone().unwrap_or_else(|| default.to_owned())
+        };
+        let workers = recorded.iter().flat_map(|pool| &pool.workers);
+        let names: BTreeSet<String> = workers
+            .map(|worker| worker.provider.clone())
+            .chain(pools.iter().map(of_config))
+            .collect();
+        let providers = open_providers(&names, &self.provider_settings()?)?;
+        let environment = Arc::new(self.world.environment.clone());
+        Ok(Reconciler {
+            secrets: Secrets::new(environment, store.secret_key().clone()),
+            store,
+            providers,
+            clock: self.world.clock.clone(),
+            parallelism: parallelism as usize,
+        })
+    }
+
+    /// Adds the providers that a saved plan names.
+    pub(super) fn add_providers(
+        &self,
+        reconciler: &mut Reconciler,
+        plan: &Plan,
+    ) -> Result<(), CliError> {
+        let names: BTreeSet<String> = plan
+            .pools
+            .iter()
+            .filter(|pool| pool.config.is_some())
+            .map(|pool| pool.provider.clone())
+            .filter(|name| !reconciler.providers.contains_key(name))
+            .collect();
+        let opened = open_providers(&names, &self.provider_settings()?)?;
+        reconciler.providers.extend(opened);
+        Ok(())
+    }
+
+    fn provider_settings(&self) -> Result<ProviderSettings, CliError> {
+        let folder = self.global.state.parent().unwrap_or(Path::new(""));
+        let folder = std::path::absolute(folder.join("."))
+            .with_context(|| format!("finding the folder of {}", self.global.state.display()))?;
+        let sim_root = self.world.environment.get("POOL_SIM_DIR").map(PathBuf::from);
+        Ok(ProviderSettings {
+            local_root: folder.join("local"),
+            launcher: self.world.launcher.clone(),
+            sim_root: sim_root.unwrap_or_else(|| folder.join("sim")),
+            clock: self.world.clock.clone(),
+        })
+    }
+
+    /// Locks pools, in order of name, waiting for others at most `limit` in all.
+    pub(super) async fn lock(
+        &self,
+        store: &Store,
+        pools: &BTreeSet<PoolId>,
+        limit: Duration,
+    ) -> Result<BTreeMap<PoolId, PoolLock>, CliError> {
+        let watch = Stopwatch::start();
+        let mut mentioned = false;
+        let mut locks = BTreeMap::new();
+        for pool in pools {
+            let lock = loop {
+                match store.lock(pool).await {
+                    Err(error @ StateError::Locked { .. }) => {
+                        if watch.elapsed() >= limit {
+                            return Err(error.into());
+                        }
+                        if !mentioned && watch.elapsed() >= LOCK_MENTION {
+                            self.printer.note(&format!("waiting: {error}"));
+                            mentioned = true;
+                        }
+                        sleep(LOCK_RETRY).await;
+                    }
+                    lock => break lock?,
+                }
+            };
+            locks.insert(pool.clone(), lock);
+        }
+        Ok(locks)
+    }
+}
+
+/// The pools that a run with these files concerns: theirs, and all that are recorded.
+pub(super) fn concerned(desired: &[LoadedPool], recorded: &[RecordedPool]) -> BTreeSet<PoolId> {
+    let gone = |pool: &&RecordedPool| !pool.is_gone();
+    let recorded = recorded.iter().filter(gone).map(|pool| pool.id.clone());
+    desired.iter().map(|pool| pool.config.pool_id.clone()).chain(recorded).collect()
+}

@@ -1,0 +1,118 @@
+//! From errors to people: one place decides message, hint and exit code.
+
+use super::exit::Exit;
+use crate::config::Report;
+use crate::plan::Refusal;
+use crate::pool::PoolError;
+use crate::render::{self, Look};
+use crate::state::StateError;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub enum CliError {
+    /// The config is wrong.
+    Config(Report),
+    /// A guard refuses.
+    Refused(Vec<Refusal>),
+    /// The command line or the surroundings are wrong.
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// A plan that was made for another past.
+    Stale(String),
+    /// Anything else, with its causes.
+    Failed(anyhow::Error),
+}
+
+impl CliError {
+    /// Builds an error of usage with a hint.
+    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Usage { message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// Returns the exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) | Self::Usage { .. } => Exit::Error,
+            Self::Refused(_) => Exit::Refused,
+            Self::Stale(_) => Exit::Stale,
+            Self::Failed(error) => match state_error(error) {
+                Some(StateError::Locked { .. }) => Exit::Locked,
+                Some(StateError::Moved { .. }) => Exit::Stale,
+                _ => Exit::Error,
+            },
+        }
+    }
+
+    /// Says what is wrong, why, and what to do.
+    pub fn text(&self, look: Look) -> String {
+        let head = |message: &str| format!("{} {message}\n", look.removed("error:"));
+        let hint = |hint: &str| format!("{} {hint}\n", look.strong("hint:"));
+        match self {
+            Self::Config(report) => {
+                let text = render::report_text(report, look);
+                format!("{text}{}", head(&report.to_string()))
+            }
+            Self::Refused(refusals) => refusals
+                .iter()
+                .map(|refusal| {
+                    head(&render::refusal_text(refusal)) + &hint(render::refusal_hint(refusal))
+                })
+                .collect(),
+            Self::Usage { message, hint: what } => {
+                head(message) + &what.as_deref().map(hint).unwrap_or_default()
+            }
+            Self::Stale(message) => head(message) + &hint("make a new plan"),
+            Self::Failed(error) => {
+                let mut text = head(&error.to_string());
+                for cause in error.chain().skip(1) {
+                    text.push_str(&format!("caused by: {cause}\n"));
+                }
+                text + &state_error(error)
+                    .and_then(StateError::hint)
+                    .map(|h| hint(&h))
+                    .unwrap_or_default()
+            }
+        }
+    }
+}
+
+/// Finds the state's error in a chain: it decides the exit code and knows what to do.
+fn state_error(error: &anyhow::Error) -> Option<&StateError> {
+    error.chain().find_map(|cause| {
+        cause.downcast_ref::<StateError>().or(match cause.downcast_ref::<PoolError>() {
+            Some(PoolError::State(error)) => Some(error),
+            _ => None,
+        })
+    })
+}
+
+impl From<Report> for CliError {
+    fn from(report: Report) -> Self {
+        Self::Config(report)
+    }
+}
+
+impl From<StateError> for CliError {
+    fn from(error: StateError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<PoolError> for CliError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Refused(refusals) => Self::Refused(refusals),
+            other => Self::Failed(other.into()),
+        }
+    }
+}
+
+impl From<anyhow::Error> for CliError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}

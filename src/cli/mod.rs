@@ -1,0 +1,198 @@
+//! The command line: one file a command, each with its flags and its steps.
+//!
+//! A command gathers inputs, calls the rooms below and hands the result to `render`; it decides nothing
+//! that another door would have to decide again. Exit codes are [`Exit`]; errors become text in
+//! `error`; output leaves through `output`.
+
+mod apply;
+mod args;
+mod completions;
+mod config;
+mod context;
+mod error;
+mod exit;
+mod output;
+mod plan;
+mod plan_file;
+mod progress;
+mod schema;
+mod show;
+mod state;
+mod status;
+mod validate;
+mod version;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use error::CliError;
+pub use exit::Exit;
+
+use self::args::{Colour, GlobalArgs};
+use self::context::Context;
+use self::output::Printer;
+use crate::clock::{Clock, Entropy};
+use crate::render::Look;
+
+/// Everything outside, read once.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// The command line, the program's name first.
+    pub arguments: Vec<OsString>,
+    /// The environment.
+    pub environment: BTreeMap<String, String>,
+    /// Whether a person can answer.
+    pub stdin_is_terminal: bool,
+    /// Whether a person reads data.
+    pub stdout_is_terminal: bool,
+    /// Whether a person reads messages.
+    pub stderr_is_terminal: bool,
+    /// The terminal's columns.
+    pub width: Option<usize>,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Gives random bytes.
+    pub entropy: Entropy,
+    /// The program and arguments of the local provider's launcher step.
+    pub launcher: (PathBuf, Vec<String>),
+}
+
+/// Keeps a fixed number of workers ready, as YAML or JSON files say.
+#[derive(Debug, Parser)]
+#[command(name = "pool", version, after_help = Exit::HELP, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check config files, and report everything that is wrong at once
+    Validate(validate::Arguments),
+    /// Show what apply would do; changes nothing
+    Plan(plan::Arguments),
+    /// Make everything as the files say
+    Apply(apply::Arguments),
+    /// Delete the files' pools, or all recorded ones
+    Destroy(apply::DestroyArguments),
+    /// Show a saved plan; needs neither state nor providers
+    Show(show::Arguments),
+    /// Show the pools as they are recorded
+    Status(status::Arguments),
+    /// Look into the state
+    State(state::Arguments),
+    /// Show the pools with all defaults, and where each value came from
+    Config(config::Arguments),
+    /// Print the JSON Schema of config files
+    Schema(schema::Arguments),
+    /// Print completions for a shell
+    Completions(completions::Arguments),
+    /// Print the version
+    Version(version::Arguments),
+}
+
+/// Runs the command line.
+pub fn run(mut world: World) -> Exit {
+    let arguments = args::with_two_dashes::<Cli>(std::mem::take(&mut world.arguments));
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &world),
+    };
+    let printer = printer(&cli.global, &world);
+    match start(world, cli, printer) {
+        Ok(exit) => exit,
+        Err(error) => {
+            printer.error(&error.text(printer.error_look));
+            error.exit()
+        }
+    }
+}
+
+/// clap's own exit code for wrong usage is 2, which means "changes" here.
+fn usage(error: &clap::Error, world: &World) -> Exit {
+    let colour = coloured(Colour::Auto, world, world.stderr_is_terminal);
+    let text = if colour { error.render().ansi().to_string() } else { error.render().to_string() };
+    let look = Look { colour, width: world.width.unwrap_or(80) };
+    let printer = Printer { look, error_look: look, quiet: false };
+    if error.use_stderr() {
+        printer.error(&text);
+        Exit::Error
+    } else {
+        printer.data(&text);
+        Exit::Done
+    }
+}
+
+fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
+    if let Some(folder) = &cli.global.chdir {
+        std::env::set_current_dir(folder)
+            .with_context(|| format!("changing to the folder {}", folder.display()))?;
+    }
+    let context = Context { world, global: cli.global, printer };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let outcome = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        // Dropping a run is safe at any moment: what is in flight is recorded, and found next time.
+        tokio::select! {
+            outcome = dispatch(&context, cli.command) => outcome,
+            _ = interrupt.recv() => Ok(Exit::Interrupted),
+            _ = terminate.recv() => Ok(Exit::Interrupted),
+        }
+    });
+    runtime.shutdown_background();
+    if matches!(outcome, Ok(Exit::Interrupted)) {
+        printer.error("interrupted; run again to go on from here\n");
+    }
+    outcome
+}
+
+async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Validate(arguments) => validate::run(context, &arguments),
+        Command::Plan(arguments) => plan::run(context, &arguments).await,
+        Command::Apply(arguments) => apply::run(context, &arguments).await,
+        Command::Destroy(arguments) => apply::destroy(context, &arguments).await,
+        Command::Show(arguments) => show::run(context, &arguments),
+        Command::Status(arguments) => status::run(context, &arguments).await,
+        Command::State(arguments) => state::run(context, &arguments).await,
+        Command::Config(arguments) => config::run(context, &arguments),
+        Command::Schema(arguments) => Ok(schema::run(context, &arguments)),
+        Command::Completions(arguments) => Ok(completions::run(context, &arguments)),
+        Command::Version(arguments) => Ok(version::run(context, &arguments)),
+    }
+}
+
+fn printer(global: &GlobalArgs, world: &World) -> Printer {
+    let wanted = if global.no_color { Colour::Never } else { global.color };
+    let width = world.width.unwrap_or(100);
+    let look = |is_terminal| Look { colour: coloured(wanted, world, is_terminal), width };
+    Printer {
+        look: look(world.stdout_is_terminal),
+        error_look: look(world.stderr_is_terminal),
+        quiet: global.quiet,
+    }
+}
+
+/// Flag, then NO_COLOR (no-color.org), then CLICOLOR_FORCE, then the terminal.
+fn coloured(wanted: Colour, world: &World, is_terminal: bool) -> bool {
+    let set = |name: &str| world.environment.get(name).is_some_and(|value| !value.is_empty());
+    match wanted {
+        Colour::Always => true,
+        Colour::Never => false,
+        Colour::Auto if set("NO_COLOR") => false,
+        Colour::Auto if world.environment.get("CLICOLOR_FORCE").is_some_and(|v| v != "0") => true,
+        Colour::Auto => is_terminal && world.environment.get("TERM").is_none_or(|t| t != "dumb"),
+    }
+}

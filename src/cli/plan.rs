@@ -1,0 +1,122 @@
+//! `pool plan`: show what apply would do. Never locks, never writes the state.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::args::PlanningArgs;
+use super::context::Context;
+use super::error::CliError;
+use super::exit::Exit;
+use super::plan_file;
+use crate::config::LoadedPool;
+use crate::plan::{PlanMode, PlanOptions, RecordedPool};
+use crate::render;
+use crate::state::WhenMissing;
+use crate::worker::{Address, PoolId};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Files, folders of *.yaml, *.yml and *.json, or - for standard input
+    #[arg(value_name = "CONFIG")]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    planning: PlanningArgs,
+    /// Plan to delete the files' pools, or all recorded ones
+    #[arg(long)]
+    destroy: bool,
+    /// Write the plan to a file for `pool apply FILE`
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Exit with 2 when there are changes
+    #[arg(long)]
+    detailed_exitcode: bool,
+    /// Print one document with Terraform's plan JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
+    let mode = if arguments.destroy { PlanMode::Destroy } else { PlanMode::Converge };
+    let pools = load(context, &arguments.paths, mode)?;
+    let store = context.open("pool plan", WhenMissing::Pretend)?;
+    let reconciler = context.reconciler(store, &pools, 1).await?;
+    let desired = reconciler.desired(&pools);
+    let options = options(&arguments.planning, mode, &arguments.paths, &pools);
+    let planned = reconciler.plan(&desired, &options, arguments.planning.refresh).await?;
+    check_addresses(&options, &pools, &planned.recorded)?;
+    let plan = planned.plan;
+    let printer = context.printer;
+    if arguments.json {
+        printer.json(&render::plan_json(&plan));
+    } else {
+        printer.data(&render::plan_text(&plan, printer.look));
+    }
+    if !plan.refusals.is_empty() {
+        return Err(CliError::Refused(plan.refusals));
+    }
+    if let Some(file) = &arguments.out {
+        plan_file::write(file, &plan)?;
+        printer.note(&format!("The plan is in {0}; apply it with: pool apply {0}", file.display()));
+    }
+    Ok(if arguments.detailed_exitcode && !plan.is_empty() { Exit::Changes } else { Exit::Done })
+}
+
+/// Loads the files. Without any, only destroying everything that is recorded makes sense.
+pub(super) fn load(
+    context: &Context,
+    paths: &[PathBuf],
+    mode: PlanMode,
+) -> Result<Vec<LoadedPool>, CliError> {
+    if paths.is_empty() && mode == PlanMode::Converge {
+        return Err(CliError::usage(
+            "no config is given",
+            "name files or folders, or - for standard input: pool plan pools.yaml",
+        ));
+    }
+    context.load(paths)
+}
+
+pub(super) fn options(
+    planning: &PlanningArgs,
+    mode: PlanMode,
+    paths: &[PathBuf],
+    pools: &[LoadedPool],
+) -> PlanOptions {
+    let only: BTreeSet<PoolId> = pools.iter().map(|pool| pool.config.pool_id.clone()).collect();
+    PlanOptions {
+        mode,
+        only_pools: (mode == PlanMode::Destroy && !paths.is_empty()).then_some(only),
+        targets: planning.target.clone(),
+        replace: planning.replace.clone(),
+        allow_empty: planning.allow_empty,
+        override_guards: planning.override_guard.iter().cloned().collect(),
+    }
+}
+
+/// An address that names nothing must not silently narrow a run to nothing.
+pub(super) fn check_addresses(
+    options: &PlanOptions,
+    pools: &[LoadedPool],
+    recorded: &[RecordedPool],
+) -> Result<(), CliError> {
+    for address in options.targets.iter().chain(&options.replace) {
+        let desired = pools.iter().find(|pool| pool.config.pool_id == address.pool);
+        let known = recorded.iter().find(|pool| pool.id == address.pool && !pool.is_gone());
+        let slot_exists = |slot| {
+            desired.is_some_and(|pool| slot < crate::worker::Slot(pool.config.fixed_size))
+                || known.is_some_and(|pool| pool.workers.iter().any(|worker| worker.slot == slot))
+        };
+        let Address { slot, .. } = address;
+        if desired.is_none() && known.is_none() || !slot.is_none_or(slot_exists) {
+            let ids = super::context::concerned(pools, recorded);
+            let names: Vec<&str> = ids.iter().map(PoolId::as_str).collect();
+            return Err(CliError::usage(
+                format!("the address {address} names nothing"),
+                format!("the pools are: {}", names.join(", ")),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Reads secrets where a config says they are: to hash them when planning, to use them when creating.
+//!
+//! A secret's value goes to the provider's call and nowhere else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+
+use pool_provider::WorkerSpec;
+
+use crate::apply::Resolved;
+use crate::config::{EnvironmentValue, SecretSource};
+use crate::desired::{SecretHashes, Spec};
+use crate::state::SecretKey;
+
+/// Where secrets can be read: the environment of this process, and files.
+#[derive(Debug, Clone)]
+pub struct Secrets {
+    environment: Arc<BTreeMap<String, String>>,
+    key: SecretKey,
+}
+
+impl Secrets {
+    /// Reads from `environment` and from files, and hashes with `key`.
+    pub fn new(environment: Arc<BTreeMap<String, String>>, key: SecretKey) -> Self {
+        Self { environment, key }
+    }
+
+    fn read(&self, source: &SecretSource) -> Result<String, String> {
+        match source {
+            SecretSource::FromEnv(name) => self
+                .environment
+                .get(name)
+                .cloned()
+                .ok_or_else(|| format!("the variable {name} is not set")),
+            SecretSource::FromFile(path) => {
+                let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+                let line = text.strip_suffix('\n').unwrap_or(&text);
+                Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
+            }
+        }
+    }
+
+    /// Returns the hashes of a spec's secrets; `None` for those that cannot be read now.
+    pub fn hashes(&self, spec: &Spec) -> SecretHashes {
+        let hash = |source| self.read(source).ok().map(|secret| self.key.hash(&secret));
+        spec.secrets().into_iter().map(|(name, source)| (name.to_owned(), hash(source))).collect()
+    }
+
+    /// Returns what the provider gets, secrets included.
+    ///
+    /// # Errors
+    /// When a secret cannot be read: no worker may start without it.
+    pub fn resolve(&self, spec: &Spec) -> Result<Resolved, String> {
+        let mut environment = BTreeMap::new();
+        for (name, value) in &spec.worker.environment {
+            let value = match value {
+                EnvironmentValue::Plain(text) => text.clone(),
+                EnvironmentValue::Secret(source) => self.read(source).map_err(|why| {
+                    format!(
+                        "reading the secret {name} ({source}) of the worker's environment: {why}"
+                    )
+                })?,
+            };
+            environment.insert(name.clone(), value);
+        }
+        let worker = spec.worker.clone();
+        Ok(Resolved {
+            secrets: self.hashes(spec),
+            spec: WorkerSpec {
+                image: worker.image,
+                command: worker.command,
+                cpu_cores: worker.cpu_cores,
+                memory_mb: worker.memory_mb,
+                docker_enabled: worker.docker_enabled,
+                labels: worker.labels,
+                tags: worker.tags,
+                environment,
+            },
+        })
+    }
+}

@@ -1,0 +1,134 @@
+//! Runs one health probe: asks the provider, opens a connection, makes a request, or runs a program.
+//!
+//! Input: the check and the worker's addresses. Output: passed, failed and why, or gone for good.
+//! Counts nothing and judges nothing; see [`crate::health`].
+
+use std::process::Stdio;
+use std::sync::OnceLock;
+
+use pool_provider::{ProbeOutcome, WorkerProvider, WorkerRef};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::config::{HealthCheckConfig, HealthCheckKind};
+
+/// What one probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probed {
+    /// The worker is well.
+    Passed,
+    /// It is not, and why.
+    Failed(String),
+    /// It is no longer there.
+    Gone(String),
+}
+
+/// Probes one worker, within the check's timeout.
+pub async fn probe(
+    check: &HealthCheckConfig,
+    provider: &impl WorkerProvider,
+    worker: &WorkerRef,
+    addresses: &[String],
+) -> Probed {
+    let limit = check.timeout.get();
+    let asked = async {
+        match check.kind {
+            HealthCheckKind::Provider => return ask_provider(provider, worker).await,
+            HealthCheckKind::Tcp => tcp(check, worker, addresses).await,
+            HealthCheckKind::Http => http(check, worker, addresses).await,
+            HealthCheckKind::Exec => exec(check, worker, addresses).await,
+        }
+        .map_or_else(Probed::Failed, |()| Probed::Passed)
+    };
+    let probed = timeout(limit, asked)
+        .await
+        .unwrap_or_else(|_| Probed::Failed(format!("no answer within {}", check.timeout)));
+    match probed {
+        // The provider knows best whether there is anything left to wait for.
+        Probed::Failed(why) if check.kind != HealthCheckKind::Provider => {
+            match timeout(limit, ask_provider(provider, worker)).await {
+                Ok(Probed::Gone(gone)) => Probed::Gone(gone),
+                Ok(Probed::Passed | Probed::Failed(_)) | Err(_) => Probed::Failed(why),
+            }
+        }
+        probed => probed,
+    }
+}
+
+async fn ask_provider(provider: &impl WorkerProvider, worker: &WorkerRef) -> Probed {
+    match provider.probe(worker).await {
+        Ok(ProbeOutcome::Healthy) => Probed::Passed,
+        Ok(ProbeOutcome::Unhealthy(why)) => Probed::Failed(why),
+        Ok(ProbeOutcome::Gone(why)) => Probed::Gone(why),
+        Err(error) => Probed::Failed(error.to_string()),
+    }
+}
+
+/// Returns `host:port` of the worker.
+fn target(
+    check: &HealthCheckConfig,
+    worker: &WorkerRef,
+    addresses: &[String],
+) -> Result<(String, u16), String> {
+    let host = addresses.first().ok_or("the worker has no address")?;
+    let slot = worker.name.slot.0;
+    let port = u32::from(check.port.unwrap_or(0)) + u32::from(check.port_step) * slot;
+    let port = u16::try_from(port).map_err(|_| format!("slot {slot} has no port"))?;
+    Ok((host.clone(), port))
+}
+
+async fn tcp(
+    check: &HealthCheckConfig,
+    worker: &WorkerRef,
+    addresses: &[String],
+) -> Result<(), String> {
+    let (host, port) = target(check, worker, addresses)?;
+    let connected = TcpStream::connect((host.as_str(), port)).await;
+    connected.map(drop).map_err(|error| format!("connecting to {host}:{port}: {error}"))
+}
+
+async fn http(
+    check: &HealthCheckConfig,
+    worker: &WorkerRef,
+    addresses: &[String],
+) -> Result<(), String> {
+    static CLIENT: OnceLock<Option<reqwest::Client>> = OnceLock::new();
+    let client = CLIENT.get_or_init(|| {
+        // A redirect is an answer; where it leads is nobody's health.
+        let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        builder.no_proxy().pool_max_idle_per_host(0).build().ok()
+    });
+    let client = client.as_ref().ok_or("no HTTP client can be made on this system")?;
+    let (host, port) = target(check, worker, addresses)?;
+    let bracketed = if host.contains(':') { format!("[{host}]") } else { host };
+    let url = format!("http://{bracketed}:{port}{}", check.path.as_deref().unwrap_or("/"));
+    let answer = client.get(&url).send().await.map_err(|error| format!("{url}: {error}"))?;
+    let status = answer.status();
+    if status.is_success() || status.is_redirection() {
+        Ok(())
+    } else {
+        Err(format!("{url} answered {status}"))
+    }
+}
+
+async fn exec(
+    check: &HealthCheckConfig,
+    worker: &WorkerRef,
+    addresses: &[String],
+) -> Result<(), String> {
+    let (program, arguments) = check.command.split_first().ok_or("the check has no command")?;
+    let status = Command::new(program)
+        .args(arguments)
+        .env("POOL_WORKER", worker.name.to_string())
+        .env("POOL_SLOT", worker.name.slot.to_string())
+        .env("POOL_ADDRESS", addresses.first().map_or("", String::as_str))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status()
+        .await
+        .map_err(|error| format!("running {program}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{program} ended with {status}")) }
+}

@@ -1,0 +1,206 @@
+//! What happens during an apply: lines and counts for people, Terraform's UI events for machines.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Look, action_verb, reason_name};
+use crate::apply::{ApplyEvent, ApplyEventKind};
+use crate::plan::{Action, Plan};
+use crate::worker::{Address, PoolId};
+
+/// Shows an event to a person; `None` for those that the counts tell already.
+pub fn event_text(event: &ApplyEvent, look: Look) -> Option<String> {
+    let address = Address::of_slot(event.pool.clone(), event.worker.slot);
+    match &event.kind {
+        ApplyEventKind::Started => None,
+        ApplyEventKind::Retrying { attempt, why, delay } => {
+            Some(look.changed(&format!(
+                "{address}: attempt {attempt} failed, next in {delay:.1?}: {why}"
+            )))
+        }
+        ApplyEventKind::Completed { elapsed, .. } => Some(format!(
+            "{address}: {} {} after {elapsed:.1?}",
+            event.worker,
+            action_verb(event.action)
+        )),
+        ApplyEventKind::Failed { why, .. } => {
+            Some(look.removed(&format!("{address}: failed: {why}")))
+        }
+    }
+}
+
+/// Shows an event to a machine, as one line of Terraform's `apply -json`.
+pub fn event_json(event: &ApplyEvent, at: jiff::Timestamp) -> Value {
+    let (kind, extra, message) = match &event.kind {
+        ApplyEventKind::Started => ("apply_start", json!({}), "begins".to_owned()),
+        ApplyEventKind::Retrying { attempt, why, delay } => (
+            "apply_progress",
+            json!({ "attempt": attempt, "error": why, "retry_in_seconds": delay.as_secs_f64() }),
+            format!("attempt {attempt} failed: {why}"),
+        ),
+        ApplyEventKind::Completed { elapsed, provider_id } => (
+            "apply_complete",
+            json!({
+                "id_key": "provider_id",
+                "id_value": provider_id,
+                "elapsed_seconds": elapsed.as_secs_f64(),
+            }),
+            "is done".to_owned(),
+        ),
+        ApplyEventKind::Failed { elapsed, why } => (
+            "apply_errored",
+            json!({ "elapsed_seconds": elapsed.as_secs_f64(), "error": why }),
+            format!("failed: {why}"),
+        ),
+    };
+    let address = Address::of_slot(event.pool.clone(), event.worker.slot);
+    let mut hook = json!({
+        "resource": {
+            "addr": format!("pool_worker.{address}"),
+            "module": "",
+            "resource": format!("pool_worker.{address}"),
+            "implied_provider": "pool",
+            "resource_type": "pool_worker",
+            "resource_name": event.pool,
+            "resource_key": event.worker.slot,
+        },
+        "action": action_name(event.action),
+        "reason": reason_name(event.reason),
+        "worker": event.worker.to_string(),
+    });
+    if let (Some(hook), Some(extra)) = (hook.as_object_mut(), extra.as_object()) {
+        hook.extend(extra.clone());
+    }
+    json!({
+        "@level": if kind == "apply_errored" { "error" } else { "info" },
+        "@message": format!("{address}: {} {message}", event.worker),
+        "@module": "pool.ui",
+        "@timestamp": at.to_string(),
+        "type": kind,
+        "hook": hook,
+    })
+}
+
+fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::Create => "create",
+        Action::Update => "update",
+        Action::Replace(_) => "replace",
+        Action::Delete => "delete",
+        Action::Adopt => "adopt",
+    }
+}
+
+/// How far an apply is, pool by pool.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    pools: BTreeMap<PoolId, Counts>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    total: usize,
+    running: usize,
+    done: usize,
+    failed: usize,
+}
+
+impl Progress {
+    /// Starts with all that a plan has to do.
+    pub fn of(plan: &Plan) -> Self {
+        let counts = |total| Counts { total, ..Counts::default() };
+        let pools = plan.pools.iter().filter(|pool| !pool.steps.is_empty());
+        Self { pools: pools.map(|pool| (pool.pool.clone(), counts(pool.steps.len()))).collect() }
+    }
+
+    /// Counts an event.
+    pub fn count(&mut self, event: &ApplyEvent) {
+        let counts = self.pools.entry(event.pool.clone()).or_default();
+        match event.kind {
+            ApplyEventKind::Started => counts.running += 1,
+            ApplyEventKind::Retrying { .. } => {}
+            ApplyEventKind::Completed { .. } => {
+                counts.running = counts.running.saturating_sub(1);
+                counts.done += 1;
+            }
+            ApplyEventKind::Failed { .. } => {
+                counts.running = counts.running.saturating_sub(1);
+                counts.failed += 1;
+            }
+        }
+    }
+
+    /// Says how far it is, after `elapsed`; with an estimate once some steps are through.
+    pub fn text(&self, elapsed: Duration) -> String {
+        let pools: Vec<String> = self
+            .pools
+            .iter()
+            .map(|(pool, counts)| {
+                let Counts { total, running, done, failed } = counts;
+                let failed = if *failed > 0 { format!(", {failed} failed") } else { String::new() };
+                format!("{pool} {done}/{total} ({running} running{failed})")
+            })
+            .collect();
+        let total: usize = self.pools.values().map(|counts| counts.total).sum();
+        let through: usize = self.pools.values().map(|counts| counts.done + counts.failed).sum();
+        let estimate = if through == 0 || through >= total {
+            String::new()
+        } else {
+            let per_step = elapsed.as_secs_f64() / count(through);
+            let left = Duration::from_secs_f64(per_step * count(total - through));
+            format!(", about {left:.0?} left")
+        };
+        format!("{} [{elapsed:.0?} elapsed{estimate}]", pools.join(", "))
+    }
+}
+
+fn count(number: usize) -> f64 {
+    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Reason;
+    use crate::worker::{Generation, Slot, WorkerName};
+
+    fn event(kind: ApplyEventKind) -> ApplyEvent {
+        let pool: PoolId = "ci".parse().unwrap();
+        let worker = WorkerName::new(pool.clone(), Slot(3), Generation(1));
+        ApplyEvent {
+            pool,
+            worker,
+            action: Action::Create,
+            reason: Reason::CreateBecauseEmpty,
+            kind,
+        }
+    }
+
+    #[test]
+    fn progress_counts_and_estimates() {
+        let mut progress = Progress::default();
+        progress.pools.insert("ci".parse().unwrap(), Counts { total: 4, ..Counts::default() });
+        progress.count(&event(ApplyEventKind::Started));
+        assert_eq!(progress.text(Duration::from_secs(1)), "ci 0/4 (1 running) [1s elapsed]");
+        let elapsed = Duration::from_secs(2);
+        progress.count(&event(ApplyEventKind::Completed { elapsed, provider_id: None }));
+        assert_eq!(
+            progress.text(Duration::from_secs(2)),
+            "ci 1/4 (0 running) [2s elapsed, about 6s left]"
+        );
+    }
+
+    #[test]
+    fn events_have_terraforms_names() {
+        let elapsed = Duration::from_millis(1500);
+        let done = event(ApplyEventKind::Completed { elapsed, provider_id: Some("x".into()) });
+        let json = event_json(&done, jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(json["type"], "apply_complete");
+        assert_eq!(json["hook"]["resource"]["addr"], "pool_worker.ci[3]");
+        assert_eq!(json["hook"]["action"], "create");
+        assert_eq!(json["hook"]["id_value"], "x");
+        assert_eq!(json["hook"]["elapsed_seconds"], 1.5);
+    }
+}

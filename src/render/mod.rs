@@ -1,0 +1,79 @@
+//! Data to text and JSON: plans, status, events, diagnostics.
+//!
+//! Every function takes data and returns a string; whether there is colour, and how wide the terminal
+//! is, comes in as [`Look`]. Knows neither the state nor providers, and decides nothing.
+
+mod diagnostic;
+mod event;
+mod look;
+mod plan_json;
+mod plan_text;
+mod refusal;
+mod status;
+
+pub use diagnostic::{report_json, report_text};
+pub use event::{Progress, event_json, event_text};
+pub use look::Look;
+pub use plan_json::{FORMAT_VERSION, change_summary_json, plan_json};
+pub use plan_text::{plan_text, summary_line};
+pub use refusal::{refusal_hint, refusal_text};
+pub use status::{status_table, worker_details, worker_table};
+
+use crate::plan::{Action, Reason, ReplaceOrder};
+
+/// Returns the stable name of a reason.
+pub fn reason_name(reason: Reason) -> String {
+    serde_json::to_value(reason)
+        .ok()
+        .and_then(|name| name.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+/// Says a reason to a person.
+pub(crate) fn reason_text(reason: Reason) -> &'static str {
+    match reason {
+        Reason::CreateBecauseEmpty => "the slot has no worker yet",
+        Reason::CreateBecauseMissing => "its worker is recorded and no longer there",
+        Reason::CreateBecauseFailed => "an earlier attempt failed",
+        Reason::CreateBecauseInterrupted => "a run was interrupted while it created the worker",
+        Reason::UpdateBecauseChanged => "labels or tags changed in the files",
+        Reason::UpdateBecauseDrift => "labels or tags changed at the provider",
+        Reason::ReplaceBecauseSpecChanged => "its configuration changed",
+        Reason::ReplaceBecauseDrift => "it is no longer what was created",
+        Reason::ReplaceBecauseUnhealthy => "it is unhealthy",
+        Reason::ReplaceBecauseFailed => "its creation failed",
+        Reason::ReplaceBecauseInterrupted => "a run was interrupted while it replaced the worker",
+        Reason::ReplaceByRequest => "--replace asks for it",
+        Reason::DeleteBecauseScaleIn => "the pool becomes smaller",
+        Reason::DeleteBecausePoolRemoved => "the files no longer name the pool",
+        Reason::DeleteBecauseOrphan => "it bears our tag and is not recorded",
+        Reason::DeleteBecauseSuperseded => "a newer worker has taken its place",
+        Reason::DeleteBecauseInterrupted => "a run was interrupted while it deleted the worker",
+        Reason::DeleteByRequest => "destroy asks for it",
+        Reason::AdoptInterrupted => "a run was interrupted after the worker was created",
+        Reason::AdoptOrphan => "it bears our tag and is what the slot needs",
+    }
+}
+
+/// Terraform's words for an action.
+pub(crate) fn action_verb(action: Action) -> &'static str {
+    match action {
+        Action::Create => "created",
+        Action::Update => "updated in-place",
+        Action::Replace(_) => "replaced",
+        Action::Delete => "destroyed",
+        Action::Adopt => "adopted",
+    }
+}
+
+/// Terraform's signs for an action.
+pub(crate) fn action_sign(action: Action) -> &'static str {
+    match action {
+        Action::Create => "+",
+        Action::Update => "~",
+        Action::Replace(ReplaceOrder::DestroyFirst) => "-/+",
+        Action::Replace(ReplaceOrder::CreateFirst) => "+/-",
+        Action::Delete => "-",
+        Action::Adopt => "<=",
+    }
+}
