@@ -93,7 +93,11 @@ enum StepError {
 
 impl From<StateError> for StepError {
     fn from(error: StateError) -> Self {
-        Self::State(error)
+        match error {
+            // Only this step would break a bound; others may go on, and may make room for it.
+            StateError::Budget { .. } => Self::Worker(error.to_string()),
+            error => Self::State(error),
+        }
     }
 }
 
@@ -105,7 +109,7 @@ pub async fn apply(
 ) -> Vec<PoolOutcome> {
     let calls = Semaphore::new(applier.parallelism.max(1));
     let mut runs: Vec<BoxFuture<'_, PoolOutcome>> = Vec::new();
-    for pool in plan.pools.iter().filter(|pool| !pool.is_empty() || pool.serial.is_none()) {
+    for pool in plan.pools.iter().filter(|pool| !pool.is_empty()) {
         if let Some(lock) = locks.get(&pool.pool) {
             runs.push(Box::pin(apply_pool(applier, pool, lock, &calls)));
         }

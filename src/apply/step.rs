@@ -27,9 +27,10 @@ impl PoolRun<'_> {
         step: &Step,
         retrying: &Retrying<'_>,
     ) -> Result<Option<String>, StepError> {
+        self.delete_all(step, &step.reap, retrying).await?;
         let deletes_first = step.action != Action::Replace(ReplaceOrder::CreateFirst);
         if deletes_first {
-            self.delete_all(step, retrying).await?;
+            self.delete_all(step, &step.delete, retrying).await?;
         }
         let provider_id = match (&step.create, &step.update) {
             (Some(new), _) => Some(self.bring(step, new, retrying).await?.provider_id),
@@ -37,7 +38,7 @@ impl PoolRun<'_> {
             (None, None) => None,
         };
         if !deletes_first {
-            self.delete_all(step, retrying).await?;
+            self.delete_all(step, &step.delete, retrying).await?;
         }
         Ok(provider_id)
     }
@@ -201,8 +202,13 @@ impl PoolRun<'_> {
         }
     }
 
-    async fn delete_all(&self, step: &Step, retrying: &Retrying<'_>) -> Result<(), StepError> {
-        for old in &step.delete {
+    async fn delete_all(
+        &self,
+        step: &Step,
+        workers: &[OldWorker],
+        retrying: &Retrying<'_>,
+    ) -> Result<(), StepError> {
+        for old in workers {
             self.delete(step, old, retrying).await?;
         }
         Ok(())

@@ -50,7 +50,7 @@ fn check_steps(pool: &PoolPlan) -> Vec<String> {
         if step.create.is_some() && !coming.insert(slot) {
             broken.push(format!("slot {slot}: two workers would come"));
         }
-        for old in &step.delete {
+        for old in step.reap.iter().chain(&step.delete) {
             let id = old.provider_id.as_deref();
             if !going.insert((slot, old.generation, id)) {
                 broken.push(format!("slot {slot}: generation {} would go twice", old.generation));

@@ -24,10 +24,8 @@ use super::types::FieldChange;
 use crate::config::StaticPoolConfig;
 use crate::desired::{DesiredPool, SecretHashes};
 
-/// The fields of a pool whose change touches its workers; the others are settings.
+/// The fields of a pool whose change touches its workers, and is told by their steps.
 const WORKER_FIELDS: [&str; 3] = ["worker_type", "worker_config", "provider"];
-/// The fields that name or count, and are planned as steps.
-const IDENTITY_FIELDS: [&str; 2] = ["pool_id", "fixed_size"];
 
 /// How well a worker fits what is desired.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,19 +118,21 @@ fn changed_secrets<'a>(before: &SecretHashes, after: &'a SecretHashes) -> Vec<&'
         .collect()
 }
 
-/// Returns the settings that differ between two configs of a pool: everything that no worker feels.
-pub fn setting_changes(before: &StaticPoolConfig, after: &StaticPoolConfig) -> Vec<FieldChange> {
-    let settings = |config: &StaticPoolConfig| {
-        let mut value = serde_json::to_value(config).unwrap_or_default();
-        if let Some(object) = value.as_object_mut() {
-            for field in WORKER_FIELDS.iter().chain(&IDENTITY_FIELDS) {
-                object.remove(*field);
-            }
-        }
-        value
-    };
+/// Returns what differs between two configs of a pool and is not told by steps: its settings, and when
+/// there are no steps everything, because it has to be recorded all the same.
+pub fn config_changes(
+    before: &StaticPoolConfig,
+    after: &StaticPoolConfig,
+    steps_tell_the_rest: bool,
+) -> Vec<FieldChange> {
     let mut changes = Vec::new();
-    differences("", &settings(before), &settings(after), &mut changes);
+    let value = |config| serde_json::to_value(config).unwrap_or_default();
+    differences("", &value(before), &value(after), &mut changes);
+    let is_told = |change: &FieldChange| {
+        let field = change.path.split('.').next().unwrap_or_default();
+        steps_tell_the_rest && WORKER_FIELDS.contains(&field)
+    };
+    changes.retain(|change| !is_told(change));
     changes
 }
 
@@ -218,9 +218,17 @@ mod tests {
     fn every_field_of_a_pool_is_a_worker_field_or_a_setting() {
         let schema = crate::config::schema::schema();
         let properties = schema["else"]["properties"].as_object().unwrap();
-        let settings = ["provisioning", "health_check", "update", "guards", "protect"];
+        let settings = [
+            "pool_id",
+            "fixed_size",
+            "provisioning",
+            "health_check",
+            "update",
+            "guards",
+            "protect",
+        ];
         for field in properties.keys().filter(|key| *key != "$schema") {
-            let groups = [&WORKER_FIELDS[..], &IDENTITY_FIELDS[..], &settings[..]];
+            let groups = [&WORKER_FIELDS[..], &settings[..]];
             let found = groups.iter().filter(|group| group.contains(&field.as_str())).count();
             assert_eq!(
                 found, 1,

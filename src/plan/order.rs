@@ -74,7 +74,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         config: desired.map(|desired| desired.config.clone()),
         place: desired.map(|desired| desired.place.clone()).unwrap_or_default(),
         overridden: desired.map(|desired| desired.overridden.clone()).unwrap_or_default(),
-        settings: pool.settings(),
+        settings: pool.settings(!steps.is_empty()),
         records_config: !pool.input.is_narrowed_within(pool.id),
         specs_before,
         budget: pool.budget(&slots, batches),
@@ -115,14 +115,17 @@ impl<'a> PoolInput<'a> {
         }
     }
 
-    /// Returns the settings that change without touching a worker.
-    fn settings(&self) -> Vec<FieldChange> {
+    /// Returns what has to be recorded and is not told by steps.
+    fn settings(&self, has_steps: bool) -> Vec<FieldChange> {
         let applied = self.recorded.and_then(|recorded| recorded.applied.as_ref());
         match (applied, self.desired) {
             _ if self.input.is_narrowed_within(self.id) => Vec::new(),
             (Some(applied), Some(desired)) => {
-                compare::setting_changes(&applied.config, &desired.config)
+                compare::config_changes(&applied.config, &desired.config, has_steps)
             }
+            // A pool without a worker comes and goes by its config alone.
+            (None, Some(desired)) if !has_steps => vec![named(None, Some(&desired.id))],
+            (Some(_), None) if !has_steps => vec![named(Some(self.id), None)],
             (None, _) | (_, None) => Vec::new(),
         }
     }
@@ -269,15 +272,16 @@ impl<'a> PoolInput<'a> {
             slots.by_number.values().map(|slot| slot.occupants.len() + slot.strays.len()).sum(),
         );
         let size = self.desired.map_or(0, |desired| desired.size);
-        let ready = slots
-            .by_number
-            .values()
-            .flat_map(|slot| &slot.occupants)
-            .filter(|occupant| occupant.condition == Condition::Serving)
-            .count();
+        // By slot, and only slots that stay: a second worker of a slot, or one of a slot that is given
+        // up, may always go.
+        let serves = |slot: &&SlotInput<'_>| {
+            slots.kept.contains(&slot.slot)
+                && slot.occupants.iter().any(|occupant| occupant.condition == Condition::Serving)
+        };
+        let serving = count(slots.by_number.values().filter(serves).count());
         Budget {
             max_total: live.max(size).saturating_add(batches.create_first),
-            min_ready: size.saturating_sub(batches.destroy_first).min(count(ready)),
+            min_ready: size.saturating_sub(batches.destroy_first).min(serving),
         }
     }
 
@@ -301,6 +305,15 @@ impl<'a> PoolInput<'a> {
             drift.push(Drift { worker, changes });
         }
         drift
+    }
+}
+
+fn named(before: Option<&PoolId>, after: Option<&PoolId>) -> FieldChange {
+    FieldChange {
+        path: "pool_id".to_owned(),
+        before: before.map(ToString::to_string),
+        after: after.map(ToString::to_string),
+        forces_replacement: false,
     }
 }
 
@@ -390,6 +403,7 @@ fn step(need: Need<'_>, wave: u32, gates: bool, specs_before: &mut Vec<Spec>) ->
         reason: need.reason,
         create: need.create,
         update: need.update,
+        reap: need.reap,
         delete: need.delete,
         changes: need.changes,
         before,

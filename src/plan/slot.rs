@@ -52,6 +52,7 @@ pub(super) struct Need<'a> {
     pub(super) reason: Reason,
     pub(super) create: Option<NewWorker>,
     pub(super) update: Option<OldWorker>,
+    pub(super) reap: Vec<OldWorker>,
     pub(super) delete: Vec<OldWorker>,
     pub(super) changes: Vec<FieldChange>,
     pub(super) before: Option<&'a RecordedWorker>,
@@ -206,7 +207,8 @@ fn finish<'a>(input: &SlotInput<'a>, keeper: &Occupant<'a>) -> Need<'a> {
             origin,
             provider_id: keeper.old().provider_id,
         }),
-        delete: rest.iter().map(|other| other.old()).collect(),
+        reap: old_workers(&rest, |other| other.condition != Condition::Serving),
+        delete: old_workers(&rest, |other| other.condition == Condition::Serving),
         before: serving.map(|other| other.recorded),
         replaces_serving: serving.is_some(),
         ..need(input.slot, action, reason)
@@ -240,6 +242,9 @@ fn begin<'a>(input: &SlotInput<'a>, desired: &DesiredPool) -> Need<'a> {
         (None, Some(old)) => (Action::Create, why_create(old)),
         (None, None) => (Action::Create, Reason::CreateBecauseEmpty),
     };
+    // One that serves goes as the action says; without one, all go first in any case.
+    let goes_by_the_action =
+        |other: &Occupant<'a>| serving.is_none() || other.condition == Condition::Serving;
     let before = serving.or(leftover).filter(|_| matches!(action, Action::Replace(_)));
     let changes = match before.map(|old| (&old.fit, old.drift_of_spec())) {
         Some((_, Some(drift))) => vec![drift],
@@ -248,12 +253,20 @@ fn begin<'a>(input: &SlotInput<'a>, desired: &DesiredPool) -> Need<'a> {
     };
     Need {
         create: Some(create),
-        delete: rest.iter().map(|other| other.old()).collect(),
+        reap: old_workers(&rest, |other| !goes_by_the_action(other)),
+        delete: old_workers(&rest, goes_by_the_action),
         changes,
         before: before.map(|old| old.recorded),
         replaces_serving: serving.is_some(),
         ..need(input.slot, action, reason)
     }
+}
+
+fn old_workers<'a>(
+    occupants: &[&Occupant<'a>],
+    wanted: impl Fn(&Occupant<'a>) -> bool,
+) -> Vec<OldWorker> {
+    occupants.iter().filter(|occupant| wanted(occupant)).map(|occupant| occupant.old()).collect()
 }
 
 fn why_replace(old: &Occupant<'_>) -> Reason {
@@ -336,6 +349,7 @@ fn need<'a>(slot: Slot, action: Action, reason: Reason) -> Need<'a> {
         reason,
         create: None,
         update: None,
+        reap: Vec::new(),
         delete: Vec::new(),
         changes: Vec::new(),
         before: None,

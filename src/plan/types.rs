@@ -104,7 +104,10 @@ pub struct Step {
     /// The worker that changes in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<OldWorker>,
-    /// The workers that go.
+    /// Workers that do not serve and go before anything else: the slot must be free of open creates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reap: Vec<OldWorker>,
+    /// The workers that go, before or after the new one comes, as the action says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delete: Vec<OldWorker>,
     /// Which fields differ.

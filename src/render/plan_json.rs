@@ -106,7 +106,7 @@ fn resource_change(pool: &PoolPlan, step: &Step) -> Value {
     let mut resource = address(pool, step.slot);
     resource["change"] = change;
     resource["action_reason"] = json!(reason_name(step.reason));
-    resource["pool"] = json!({ "wave": step.wave, "create": step.create, "delete": step.delete });
+    resource["pool"] = json!({ "wave": step.wave, "create": step.create, "reap": step.reap, "delete": step.delete });
     resource
 }
 

@@ -111,7 +111,7 @@ fn pool_block(pool: &PoolPlan, look: Look, text: &mut String) {
         ));
     }
     if !pool.settings.is_empty() {
-        text.push_str("  # settings will be recorded; no worker is touched\n");
+        text.push_str("  # settings will be recorded\n");
         for change in &pool.settings {
             field(change, look, text);
         }

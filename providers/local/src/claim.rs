@@ -52,11 +52,14 @@ pub struct ClaimFolder {
 }
 
 impl ClaimFolder {
-    /// Opens the folder of `owner` below `root`; creates it, private to this user, when it is missing.
-    pub fn open(root: &Path, owner: &DeploymentId) -> io::Result<Self> {
-        let path = root.join(owner.as_str());
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        Ok(Self { path })
+    /// Refers to the folder of `owner` below `root`, which need not exist to be read.
+    pub fn of(root: &Path, owner: &DeploymentId) -> Self {
+        Self { path: root.join(owner.as_str()) }
+    }
+
+    /// Creates the folder, private to this user, when it is missing.
+    pub fn create(&self) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)
     }
 
     /// Refers to a folder that exists, by its own path.
@@ -122,7 +125,11 @@ impl ClaimFolder {
     pub fn read_all(&self, name: Option<&WorkerName>) -> io::Result<Vec<Claim>> {
         let prefix = name.map(|name| format!("{name}."));
         let mut claims = Vec::new();
-        for entry in fs::read_dir(&self.path)? {
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(claims),
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             let file_name = entry.file_name();
             let Some(file_name) = file_name.to_str() else { continue };
@@ -137,6 +144,7 @@ impl ClaimFolder {
 
     /// Forbids every later claim of `name`. Comes before the search for what is to be stopped.
     pub fn bury(&self, name: &WorkerName) -> io::Result<()> {
+        self.create()?;
         private_file(&self.tombstone_path(name)).map(drop)
     }
 
@@ -209,7 +217,9 @@ mod tests {
 
     fn folder() -> (tempfile::TempDir, ClaimFolder) {
         let root = tempfile::tempdir().unwrap();
-        let folder = ClaimFolder::open(root.path(), &DeploymentId::from_random([1; 16])).unwrap();
+        let folder = ClaimFolder::of(root.path(), &DeploymentId::from_random([1; 16]));
+        assert_eq!(folder.read_all(None).unwrap(), []);
+        folder.create().unwrap();
         (root, folder)
     }
 

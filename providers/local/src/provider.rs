@@ -58,10 +58,8 @@ impl LocalProvider {
         Self { settings }
     }
 
-    fn folder(&self, owner: &DeploymentId) -> Result<ClaimFolder, ProviderError> {
-        ClaimFolder::open(&self.settings.root, owner).map_err(|error| {
-            ProviderError::Transient(format!("opening {}: {error}", self.settings.root.display()))
-        })
+    fn folder(&self, owner: &DeploymentId) -> ClaimFolder {
+        ClaimFolder::of(&self.settings.root, owner)
     }
 
     /// Runs the launcher and returns its last report.
@@ -167,7 +165,11 @@ impl WorkerProvider for LocalProvider {
     }
 
     async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
-        let folder = self.folder(&request.owner)?;
+        let folder = self.folder(&request.owner);
+        folder.create().map_err(|error| {
+            let path = folder.path().display();
+            ProviderError::Transient(format!("creating the folder {path}: {error}"))
+        })?;
         let report = self.launch(request, &folder).await.map_err(|error| {
             ProviderError::UnknownOutcome(format!("starting a process: {error}"))
         })?;
@@ -196,13 +198,13 @@ impl WorkerProvider for LocalProvider {
         owner: &DeploymentId,
         _page: Option<&PageToken>,
     ) -> Result<Listing, ProviderError> {
-        let folder = self.folder(owner)?;
+        let folder = self.folder(owner);
         let workers = find::workers(&folder, owner).map_err(|error| looking(&error))?;
         Ok(Listing { workers, next: None, complete: true })
     }
 
     async fn get(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
-        let folder = self.folder(&worker.owner)?;
+        let folder = self.folder(&worker.owner);
         let found =
             find::by_name(&folder, &worker.owner, &worker.name).map_err(|error| looking(&error))?;
         found
@@ -213,7 +215,7 @@ impl WorkerProvider for LocalProvider {
 
     async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
         let observed = self.get(&request.worker).await?;
-        let folder = self.folder(&request.worker.owner)?;
+        let folder = self.folder(&request.worker.owner);
         let claim = folder.read(&observed.name, observed.attempt).map_err(|e| looking(&e))?;
         let claim = claim.ok_or_else(|| {
             ProviderError::NotFound(format!("{}: its claim file is lost", observed.name))
@@ -227,7 +229,7 @@ impl WorkerProvider for LocalProvider {
 
     async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
         let WorkerRef { owner, name, .. } = &request.worker;
-        let folder = self.folder(owner)?;
+        let folder = self.folder(owner);
         let stopping =
             |error: io::Error| ProviderError::UnknownOutcome(format!("stopping {name}: {error}"));
         folder.bury(name).map_err(stopping)?;

@@ -1,0 +1,283 @@
+//! What several tests need: a simulated world that processes can die in.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use pool::apply::{Observer, PoolOutcome};
+use pool::clock::{Clock, Entropy};
+use pool::config::diagnostic::Source;
+use pool::config::{self, LoadedPool, Sources, Surroundings};
+use pool::plan::{Plan, PlanOptions};
+use pool::pool::{PoolError, Reconciler, Secrets, known_providers};
+use pool::state::{CommitFault, CommitFaults, OpenOptions, PoolLock, Store, WhenMissing};
+use pool::worker::PoolId;
+use pool_provider::{
+    CreateRequest, DeleteRequest, DeploymentId, Description, Listing, ObservedWorker, PageToken,
+    ProbeOutcome, ProviderError, SharedProvider, UpdateRequest, WorkerProvider, WorkerRef,
+};
+use pool_sim::{Cloud, Settings, SimProvider};
+use tokio::sync::Notify;
+
+/// Loads pools from YAML text, as the binary would.
+pub(crate) fn load(yaml: &str) -> Vec<LoadedPool> {
+    let source = Source { name: "test.yaml".into(), text: yaml.into() };
+    let (environment, providers) = (BTreeMap::new(), known_providers());
+    let around = Surroundings { environment: &environment, providers: &providers };
+    config::load(Sources(vec![source]), &around).unwrap_or_else(|report| panic!("{report:#?}"))
+}
+
+/// Kills the simulated process at its nth crash point: before or after a commit or a provider call.
+#[derive(Debug, Default)]
+pub(crate) struct Switch {
+    passed: AtomicUsize,
+    die_at: usize,
+    dead: AtomicBool,
+    died: Notify,
+}
+
+impl Switch {
+    pub(crate) fn die_at(point: usize) -> Arc<Self> {
+        Arc::new(Self { die_at: point, ..Self::default() })
+    }
+
+    pub(crate) fn never() -> Arc<Self> {
+        Self::die_at(usize::MAX)
+    }
+
+    /// Returns how many points were passed.
+    pub(crate) fn passed(&self) -> usize {
+        self.passed.load(Ordering::SeqCst)
+    }
+
+    /// Passes one point; returns whether the process still lives.
+    fn pass(&self) -> bool {
+        if self.dead.load(Ordering::SeqCst) {
+            return false;
+        }
+        if self.passed.fetch_add(1, Ordering::SeqCst) + 1 == self.die_at {
+            self.dead.store(true, Ordering::SeqCst);
+            self.died.notify_one();
+            return false;
+        }
+        true
+    }
+
+    async fn point(&self) {
+        if !self.pass() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+struct DyingCommits(Arc<Switch>);
+
+impl CommitFaults for DyingCommits {
+    fn before_commit(&mut self) -> CommitFault {
+        if self.0.pass() { CommitFault::None } else { CommitFault::Die }
+    }
+
+    fn after_commit(&mut self) -> CommitFault {
+        if self.0.pass() { CommitFault::None } else { CommitFault::Die }
+    }
+}
+
+/// A provider whose caller may die before and after each call.
+struct Dying {
+    inner: SimProvider,
+    switch: Arc<Switch>,
+}
+
+impl WorkerProvider for Dying {
+    fn describe(&self) -> Description {
+        self.inner.describe()
+    }
+
+    async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
+        self.switch.point().await;
+        let answer = self.inner.create(request).await;
+        self.switch.point().await;
+        answer
+    }
+
+    async fn list(
+        &self,
+        owner: &DeploymentId,
+        page: Option<&PageToken>,
+    ) -> Result<Listing, ProviderError> {
+        self.switch.point().await;
+        self.inner.list(owner, page).await
+    }
+
+    async fn get(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
+        self.switch.point().await;
+        self.inner.get(worker).await
+    }
+
+    async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
+        self.switch.point().await;
+        let answer = self.inner.update(request).await;
+        self.switch.point().await;
+        answer
+    }
+
+    async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
+        self.switch.point().await;
+        let answer = self.inner.delete(request).await;
+        self.switch.point().await;
+        answer
+    }
+
+    async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
+        self.switch.point().await;
+        self.inner.probe(worker).await
+    }
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// The process died.
+    Died,
+    /// It returned.
+    Returned(Result<Vec<PoolOutcome>, PoolError>),
+}
+
+/// A state on disk and a cloud, which outlive the processes that work on them.
+pub(crate) struct World {
+    folder: tempfile::TempDir,
+    pub(crate) cloud: Cloud,
+    pub(crate) settings: Settings,
+    clock: Clock,
+}
+
+impl World {
+    /// Makes an empty world; time is tokio's.
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            cloud: Cloud::in_memory(),
+            settings,
+            clock: Clock::from_tokio("2026-01-01T00:00:00Z".parse().unwrap()),
+        }
+    }
+
+    pub(crate) fn state_path(&self) -> PathBuf {
+        self.folder.path().join("state.db")
+    }
+
+    /// Starts a process that dies as `switch` says.
+    pub(crate) fn start(&self, switch: &Arc<Switch>) -> Reconciler {
+        self.start_with_faults(switch, Box::new(DyingCommits(Arc::clone(switch))))
+    }
+
+    pub(crate) fn start_with_faults(
+        &self,
+        switch: &Arc<Switch>,
+        faults: Box<dyn CommitFaults>,
+    ) -> Reconciler {
+        let options = OpenOptions {
+            path: &self.state_path(),
+            when_missing: WhenMissing::Create,
+            clock: self.clock.clone(),
+            entropy: Entropy::system(),
+            what: "test",
+        };
+        let store = Store::open_with_faults(options, Some(faults)).unwrap();
+        let clock = self.clock.clone();
+        let now_ms = move || clock.now().as_millisecond();
+        let inner = SimProvider::new(self.cloud.clone(), self.settings.clone(), now_ms);
+        let provider = SharedProvider::new(Dying { inner, switch: Arc::clone(switch) });
+        Reconciler {
+            secrets: Secrets::new(Arc::default(), store.secret_key().clone()),
+            store,
+            providers: BTreeMap::from([("sim".to_owned(), provider)]),
+            clock: self.clock.clone(),
+            parallelism: 100,
+        }
+    }
+
+    /// Runs one whole apply in a process that dies as `switch` says.
+    pub(crate) async fn apply(&self, yaml: &str, switch: &Arc<Switch>) -> Ended {
+        self.bury_the_dead();
+        let reconciler = self.start(switch);
+        tokio::select! {
+            biased;
+            () = switch.died.notified() => Ended::Died,
+            // The writer's thread may die between the two polls.
+            outcome = apply(&reconciler, yaml) => match switch.dead.load(Ordering::SeqCst) {
+                true => Ended::Died,
+                false => Ended::Returned(outcome),
+            },
+        }
+    }
+
+    /// A simulated process dies within this one, which lives: gives its locks to a process that is dead.
+    fn bury_the_dead(&self) {
+        if self.state_path().exists() {
+            let database = rusqlite::Connection::open(self.state_path()).unwrap();
+            database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+            let sql = "UPDATE lock SET holder = json_set(holder, '$.pid', 999999999)
+                       WHERE holder IS NOT NULL";
+            match database.execute(sql, []) {
+                Ok(_) => {}
+                // It died before the schema was there.
+                Err(error) => assert!(error.to_string().contains("no such table"), "{error}"),
+            }
+        }
+    }
+
+    /// Makes a plan for these files without changing anything.
+    pub(crate) async fn plan(&self, yaml: &str) -> Plan {
+        let reconciler = self.start(&Switch::never());
+        let desired = reconciler.desired(&load(yaml));
+        let options = PlanOptions { allow_empty: true, ..PlanOptions::default() };
+        loop {
+            let plan = reconciler.plan(&desired, &options, true).await.unwrap().plan;
+            // A listing that does not see everything proves nothing.
+            if plan.complete {
+                return plan;
+            }
+        }
+    }
+
+    /// Asserts that the world is exactly as the files say: nothing leaked, nothing doubled.
+    pub(crate) async fn assert_converged(&self, yaml: &str, context: &str) {
+        let plan = self.plan(yaml).await;
+        assert!(plan.is_empty(), "{context}: a second plan is not empty: {:#?}", plan.pools);
+        let wanted: usize = load(yaml).iter().map(|pool| pool.config.fixed_size as usize).sum();
+        let mut names: Vec<String> =
+            self.cloud.workers().iter().map(|worker| worker.observed.name.to_string()).collect();
+        assert_eq!(names.len(), wanted, "{context}: {names:?}");
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), wanted, "{context}: a worker exists twice");
+    }
+}
+
+/// Locks, plans and applies, as `pool apply` does.
+async fn apply(reconciler: &Reconciler, yaml: &str) -> Result<Vec<PoolOutcome>, PoolError> {
+    let pools = load(yaml);
+    let recorded = reconciler.store.load().await?;
+    let ids = pools
+        .iter()
+        .map(|pool| pool.config.pool_id.clone())
+        .chain(recorded.iter().map(|pool| pool.id.clone()));
+    let mut locks: BTreeMap<PoolId, PoolLock> = BTreeMap::new();
+    for id in ids {
+        if !locks.contains_key(&id) {
+            let lock = reconciler.store.lock(&id).await?;
+            locks.insert(id, lock);
+        }
+    }
+    let desired = reconciler.desired(&pools);
+    let options = PlanOptions { allow_empty: true, ..PlanOptions::default() };
+    let plan = reconciler.plan_settled(&desired, &options, true).await?.plan;
+    let observer: Observer = Arc::new(|_| {});
+    let outcomes = reconciler.apply(&plan, &locks, observer).await?;
+    for lock in locks.values() {
+        reconciler.store.unlock(lock).await?;
+    }
+    Ok(outcomes)
+}
