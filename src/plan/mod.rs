@@ -27,6 +27,8 @@ mod input;
 pub mod judge;
 mod order;
 mod slot;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use guard::pool_refusals;
