@@ -5,8 +5,9 @@
 //! commits, the next one gathers. A failed commit fails every job of the batch, and nothing is kept.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
@@ -69,10 +70,23 @@ pub trait CommitFaults: Send {
     fn after_commit(&mut self) -> CommitFault;
 }
 
-/// The way to the thread; clones share it. The thread ends with the last of them.
+/// The way to the thread; clones share it. With the last of them the thread ends and the database is
+/// closed, which moves everything from the write-ahead log into the database file.
 #[derive(Debug, Clone)]
-pub(super) struct Writer {
-    jobs: Sender<Box<dyn Job>>,
+pub(super) struct Writer(Arc<Owner>);
+
+#[derive(Debug)]
+struct Owner {
+    jobs: Option<Sender<Box<dyn Job>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        // A writer that panicked has answered nobody; there is nothing to close any more.
+        let _closed = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 impl Writer {
@@ -83,8 +97,8 @@ impl Writer {
         faults: Option<Box<dyn CommitFaults>>,
     ) -> Self {
         let (jobs, received) = channel();
-        thread::spawn(move || Thread { connection, path, faults }.run(&received));
-        Self { jobs }
+        let thread = thread::spawn(move || Thread { connection, path, faults }.run(&received));
+        Self(Arc::new(Owner { jobs: Some(jobs), thread: Some(thread) }))
     }
 
     /// Runs `job` in the next batch; returns once that is durable.
@@ -94,7 +108,8 @@ impl Writer {
     ) -> Result<T, StateError> {
         let (answer, answered) = oneshot::channel();
         let asked = Asked { work: Some(job), outcome: None, answer };
-        self.jobs.send(Box::new(asked)).map_err(|_| StateError::Closed)?;
+        let jobs = self.0.jobs.as_ref().ok_or(StateError::Closed)?;
+        jobs.send(Box::new(asked)).map_err(|_| StateError::Closed)?;
         answered.await.map_err(|_| StateError::Closed)?
     }
 }

@@ -8,4 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod crash;
+mod local;
+mod sandbox;
+mod state;
 mod support;

@@ -46,11 +46,6 @@ impl Switch {
         Self::die_at(usize::MAX)
     }
 
-    /// Returns how many points were passed.
-    pub(crate) fn passed(&self) -> usize {
-        self.passed.load(Ordering::SeqCst)
-    }
-
     /// Passes one point; returns whether the process still lives.
     fn pass(&self) -> bool {
         if self.dead.load(Ordering::SeqCst) {

@@ -1,0 +1,168 @@
+//! The real binary in a folder of its own, with an environment of its own.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A folder, and the binary run in it.
+pub(crate) struct Sandbox {
+    folder: tempfile::TempDir,
+    environment: BTreeMap<String, String>,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// Asserts how it ended.
+    #[track_caller]
+    pub(crate) fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{}\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Returns what it printed as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+impl Sandbox {
+    pub(crate) fn new() -> Self {
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        let environment = BTreeMap::from([
+            ("PATH".to_owned(), path.to_owned()),
+            // A fixed width, so that output does not depend on where tests run.
+            ("COLUMNS".to_owned(), "100".to_owned()),
+        ]);
+        Self { folder: tempfile::tempdir().unwrap(), environment }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Sets a variable for every later command.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Writes a file.
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Reads a file.
+    pub(crate) fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path().join(name)).unwrap()
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pool"));
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env_clear()
+            .envs(&self.environment)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the binary to its end.
+    pub(crate) fn pool(&self, arguments: &[&str]) -> Ran {
+        let output = self.command(arguments).output().unwrap();
+        Ran {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Starts the binary and lets it run.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Runs a shell script in the folder, with `pool` on its path.
+    pub(crate) fn shell(&self, script: &str) -> Ran {
+        let bin = Path::new(env!("CARGO_BIN_EXE_pool")).parent().unwrap().display().to_string();
+        let path = format!("{bin}:{}", self.environment["PATH"]);
+        let output = Command::new("/bin/sh")
+            .args(["-c", script])
+            .current_dir(self.path())
+            .env_clear()
+            .envs(&self.environment)
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        Ran {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Returns the pids of all worker processes whose tags are of a state in this folder, as `/proc`
+    /// shows them: not by our own eyes.
+    pub(crate) fn workers(&self) -> Vec<i32> {
+        let local = self.path().join(".pool/local");
+        let deployments: Vec<String> = std::fs::read_dir(local)
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let mut pids = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            let environ = String::from_utf8_lossy(&environ).into_owned();
+            let ours = deployments
+                .iter()
+                .any(|deployment| environ.contains(&format!("POOL_DEPLOYMENT={deployment}")));
+            if ours && environ.contains("POOL_PROCESS=") {
+                pids.push(pid);
+            }
+        }
+        pids
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // A failed test must not leave processes behind.
+        for pid in self.workers() {
+            let _gone = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+    }
+}
+
+/// Waits until `condition` holds; fails after a time that no healthy machine needs.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if condition() {
+            return;
+        }
+        pause(Duration::from_millis(10));
+    }
+    panic!("waited in vain until {what}");
+}
+
+/// Lets another process get on.
+#[expect(clippy::disallowed_methods, reason = "other processes run in real time")]
+pub(crate) fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}
