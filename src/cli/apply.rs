@@ -181,14 +181,15 @@ fn show(context: &Context, plan: &Plan, json: bool) {
 
 /// Asks on a terminal; anywhere else there is nobody to ask.
 fn approve(context: &Context, mode: PlanMode) -> Result<(), CliError> {
-    let what = if mode == PlanMode::Destroy { "destroy" } else { "apply" };
     if !context.world.stdin_is_terminal {
         return Err(CliError::usage(
             "nobody can approve this plan: standard input is not a terminal",
-            format!("give --auto-approve, or save the plan with --out and {what} that"),
+            "give --auto-approve, or save a plan with `pool plan --out FILE` and apply that",
         ));
     }
-    context.printer.error("\nDo you want to carry this out? Only `yes` will be accepted.\n> ");
+    let what = if mode == PlanMode::Destroy { "delete all this" } else { "carry this out" };
+    let question = format!("\nDo you want to {what}? Only `yes` will be accepted.\n> ");
+    context.printer.error(&question);
     let mut answer = String::new();
     let read = io::stdin().read_line(&mut answer);
     if read.is_ok() && answer.trim_end_matches(['\r', '\n']) == "yes" {
@@ -248,7 +249,10 @@ fn report(context: &Context, outcomes: &[PoolOutcome], json: bool) -> Exit {
     let mut text = String::new();
     for outcome in outcomes {
         for (worker, why) in &outcome.failures {
-            text.push_str(&format!("{} {worker}: {why}\n", printer.error_look.removed("error:")));
+            let head = printer.error_look.removed("error:");
+            let name = worker.to_string();
+            let who = if why.contains(&name) { String::new() } else { format!("{name}: ") };
+            text.push_str(&format!("{head} {who}{why}\n"));
         }
     }
     let stopped = outcomes.iter().find_map(|outcome| outcome.stopped_by.clone());

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use super::diagnostic::{Diagnostic, did_you_mean};
 use super::pointer::escape;
-use super::types::{HealthCheckKind, StaticPoolConfig};
+use super::policy::HealthCheckKind;
+use super::types::StaticPoolConfig;
 
 /// Which worker types a provider can create, by the provider's name.
 pub type KnownProviders = BTreeMap<String, Vec<String>>;

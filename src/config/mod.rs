@@ -6,6 +6,7 @@
 //! | module         | decides                                                      |
 //! |----------------|--------------------------------------------------------------|
 //! | [`types`]      | what a pool file can say (the user story's names)              |
+//! | [`policy`]     | how a pool is run                                              |
 //! | `document`     | what YAML or JSON text means, and where each value stands      |
 //! | [`schema`]     | the JSON Schema, and what breaks it                            |
 //! | `overrides`    | what the environment changes                                   |
@@ -19,6 +20,7 @@ pub mod duration;
 mod load;
 mod overrides;
 mod pointer;
+pub mod policy;
 pub mod schema;
 pub mod types;
 
@@ -26,11 +28,11 @@ pub use check::KnownProviders;
 pub use diagnostic::{Diagnostic, Location, Report, Severity, Sources};
 pub use duration::HumanDuration;
 pub use load::{LoadedPool, Origin, Surroundings, load, read};
-pub use types::{
-    CountOrPercent, EnvironmentValue, GuardsConfig, HealthCheckConfig, HealthCheckKind, OnFailure,
-    ProvisioningConfig, ProvisioningStrategy, SecretSource, StaticPoolConfig, StaticWorkerConfig,
-    UpdateConfig, WorkerType,
+pub use policy::{
+    CountOrPercent, GuardsConfig, HealthCheckConfig, HealthCheckKind, OnFailure,
+    ProvisioningConfig, ProvisioningStrategy, UpdateConfig,
 };
+pub use types::{EnvironmentValue, SecretSource, StaticPoolConfig, StaticWorkerConfig, WorkerType};
 
 /// Writes a value as YAML, for people; a value that YAML cannot hold is written as nothing.
 pub fn to_yaml(value: &impl serde::Serialize) -> String {

@@ -119,6 +119,15 @@ pub(crate) struct Violation {
 /// Returns everything in `document` that breaks the schema.
 pub(crate) fn violations(document: &Value) -> Vec<Violation> {
     let (schema, validator) = compiled();
+    if !document.is_object() {
+        let summary = format!(
+            "a document must be a pool or a list of `pools`, and is {}",
+            type_name(document)
+        );
+        let help = "start with `pool_id:`, or with `version: 1` and `pools:`";
+        let diagnostic = Diagnostic::error("wrong-type", summary).help(help);
+        return vec![Violation { pointer: String::new(), at_key: false, diagnostic }];
+    }
     validator.iter_errors(document).flat_map(|error| explain(&error, schema)).collect()
 }
 

@@ -490,7 +490,7 @@ fn a_protected_pool_is_neither_removed_nor_shrunk_to_nothing() {
         case.plan("0.1 ready a\n1.1 ready a").refusals
     };
     let protect = Refusal::Protect { pool: "ci".parse().unwrap() };
-    assert_eq!(refused(3, destroy()), [protect.clone()]);
+    assert_eq!(refused(3, destroy()), std::slice::from_ref(&protect));
     assert_eq!(refused(0, PlanOptions::default()), [protect]);
     assert_eq!(refused(1, PlanOptions::default()), []);
 }

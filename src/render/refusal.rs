@@ -7,7 +7,7 @@ pub fn refusal_text(refusal: &Refusal) -> String {
     match refusal {
         Refusal::Protect { pool } => format!("the pool {pool} is protected and would be deleted"),
         Refusal::MaxDestroy { pool, planned, limit } => format!(
-            "the pool {pool} would lose {planned} workers without replacement; \
+            "the pool {pool} would lose {planned} of its workers without replacement; \
              guards.max_destroy allows {limit}"
         ),
         Refusal::Empty => {

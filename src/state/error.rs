@@ -87,11 +87,10 @@ impl StateError {
     /// Returns what a person can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Missing(path) => format!(
-                "run in the folder of the state, use -C or --state, or create one by leaving \
-                 --require-state out; looked for {}",
-                path.display()
-            ),
+            Self::Missing(_) => {
+                "`pool apply` creates one; for one that exists, go to its folder or use -C or --state"
+                    .to_owned()
+            }
             Self::Unopenable { .. } => {
                 "check that the folder exists and belongs to this user".to_owned()
             }

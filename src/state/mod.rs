@@ -12,10 +12,12 @@
 //! | `lock`       | one holder a pool, with a fence                                |
 //! | `load`       | rows to [`RecordedPool`]s                                      |
 //! | `lifecycle`  | the intent and the result of every provider call                |
+//! | `change`     | one transaction's view of a locked pool                       |
 //! | `event`      | who, when, why, from where to where                             |
 //!
 //! Knows nothing of providers, config text or HTTP.
 
+mod change;
 mod error;
 mod event;
 pub mod holder;

@@ -8,6 +8,9 @@ use pool_provider::Idempotency;
 use pool_sim::{Call, CallFaults, Settings};
 use proptest::prelude::*;
 
+use pool::apply::PoolOutcome;
+
+use super::sandbox::asked_for;
 use super::support::{Ended, Switch, World};
 
 fn pool(size: u32, image: &str, extra: &str) -> String {
@@ -38,7 +41,7 @@ async fn every_point(from: Option<&str>, to: &str, settings: &Settings) -> usize
         }
         match world.apply(to, &Switch::never()).await {
             Ended::Returned(Ok(outcomes)) => {
-                assert!(outcomes.iter().all(|o| o.is_complete()), "{context}: {outcomes:?}");
+                assert!(outcomes.iter().all(PoolOutcome::is_complete), "{context}: {outcomes:?}");
             }
             other => panic!("{context}: the next run: {other:?}"),
         }
@@ -140,10 +143,7 @@ async fn a_create_that_nobody_wants_any_more_is_reaped_before_the_next_one() {
 
 /// How many seeded runs are tried; more where somebody asks for more.
 fn cases() -> u32 {
-    std::env::vars()
-        .find(|(name, _)| name == "POOL_CRASH_CASES")
-        .and_then(|(_, value)| value.parse().ok())
-        .unwrap_or(150)
+    asked_for("POOL_CRASH_CASES").and_then(|value| value.parse().ok()).unwrap_or(150)
 }
 
 proptest! {

@@ -17,9 +17,9 @@ fn is_alive(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-fn kill(signal: &str, pid: impl ToString) {
-    let pid = pid.to_string();
-    let status = std::process::Command::new("kill").args([signal, &pid]).status().unwrap();
+fn kill(signal: &str, pid: u32) {
+    let status =
+        std::process::Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
     assert!(status.success(), "kill {signal} {pid}");
 }
 
@@ -75,7 +75,7 @@ fn a_killed_worker_is_named_and_healed() {
     let second = &status["pools"][0]["workers"][1];
     assert_eq!(second["name"], "ci-1-1");
     let pid: i32 = second["attributes"]["pid"].as_str().unwrap().parse().unwrap();
-    kill("-9", pid);
+    kill("-9", u32::try_from(pid).unwrap());
     wait_until("the worker is dead", || !is_alive(pid));
     let plan = sandbox.pool(&["plan", "ci.yaml"]).exits(0);
     assert!(plan.stdout.contains("# ci[1]: worker ci-1-1 is missing"), "{}", plan.stdout);

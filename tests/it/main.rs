@@ -10,5 +10,8 @@
 mod crash;
 mod local;
 mod sandbox;
+mod schema;
 mod state;
 mod support;
+mod tidy;
+mod transcripts;

@@ -166,3 +166,9 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 pub(crate) fn pause(duration: Duration) {
     std::thread::sleep(duration);
 }
+
+/// Returns a variable by which somebody asks the tests for more, or for something else.
+#[expect(clippy::disallowed_methods, reason = "tests are asked through the environment")]
+pub(crate) fn asked_for(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}

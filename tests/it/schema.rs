@@ -1,0 +1,141 @@
+//! The published schema is the one that the types make, and says the same as the binary does.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::sandbox::{Sandbox, asked_for};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn committed() -> Value {
+    serde_json::from_str(&std::fs::read_to_string(root().join("schema/pool.schema.json")).unwrap())
+        .unwrap()
+}
+
+#[test]
+fn the_committed_schema_is_fresh() {
+    let fresh = Sandbox::new().pool(&["schema"]).exits(0).stdout;
+    let path = root().join("schema/pool.schema.json");
+    if asked_for("UPDATE_SCHEMA").is_some() {
+        std::fs::write(path, fresh).unwrap();
+    } else {
+        assert_eq!(std::fs::read_to_string(path).unwrap(), fresh, "run with UPDATE_SCHEMA=1");
+    }
+}
+
+#[test]
+fn it_is_draft_07_inlined_and_without_null() {
+    let text = committed().to_string();
+    for word in [
+        "\"$ref\"",
+        "\"definitions\"",
+        "\"$defs\"",
+        "\"nullable\"",
+        "\"default\":null",
+        "\"format\"",
+    ] {
+        assert!(!text.contains(word), "{word}");
+    }
+    assert!(text.contains("draft-07"));
+}
+
+/// Walks every property of every object in the schema.
+fn fields<'s>(schema: &'s Value, path: &str, visit: &mut impl FnMut(&str, &'s Value, bool)) {
+    let required: Vec<&str> =
+        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let inner = format!("{path}.{name}");
+        visit(&inner, field, required.contains(&name.as_str()));
+        fields(field, &inner, visit);
+    }
+    if schema["items"].is_object() {
+        fields(&schema["items"], &format!("{path}[]"), visit);
+    }
+}
+
+#[test]
+fn every_field_is_described_and_shown_by_examples_that_are_right() {
+    let schema = committed();
+    let mut count = 0;
+    fields(&schema["else"], "pool", &mut |path, field, is_required| {
+        if path.ends_with("$schema") {
+            return;
+        }
+        count += 1;
+        assert!(field["description"].is_string(), "{path} has no description");
+        let validator = jsonschema::validator_for(field).unwrap();
+        let is_block = field["properties"].is_object();
+        let examples = field["examples"].as_array();
+        assert!(is_block || examples.is_some(), "{path} has no example");
+        for example in examples.into_iter().flatten() {
+            assert!(validator.is_valid(example), "{path}: the example {example} is wrong");
+        }
+        if let Some(default) = field.get("default") {
+            assert!(validator.is_valid(default), "{path}: the default {default} is wrong");
+            assert!(!is_required, "{path} is required and has a default");
+        }
+        if field["type"] == "integer" {
+            assert!(
+                field["minimum"].is_number() && field["maximum"].is_number(),
+                "{path} has no bounds"
+            );
+        }
+    });
+    assert!(count > 30, "only {count} fields were seen");
+}
+
+fn examples() -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(root().join("examples"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml" || e == "json"))
+        .collect();
+    files.sort();
+    assert!(files.len() >= 5, "{files:?}");
+    files
+}
+
+#[test]
+fn every_example_is_valid_and_can_be_planned() {
+    for file in examples() {
+        let mut sandbox = Sandbox::new();
+        sandbox.set("CI_TOKEN", "x");
+        let file = file.to_str().unwrap();
+        sandbox.pool(&["validate", file]).exits(0);
+        let plan = sandbox.pool(&["plan", file]).exits(0);
+        assert!(plan.stdout.contains("Plan: "), "{file}: {}", plan.stdout);
+    }
+}
+
+#[test]
+fn the_readme_lists_every_field_and_every_exit_code() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let schema = committed();
+    fields(&schema["else"], "", &mut |path, field, _| {
+        let name = path.trim_start_matches('.');
+        if name == "$schema" || name.contains("from_") {
+            return;
+        }
+        let row = readme.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("README does not list `{name}`"));
+        if let Some(default) = field.get("default").filter(|default| !default.is_object()) {
+            let shown = default.as_str().map_or_else(|| default.to_string(), str::to_owned);
+            assert!(
+                row.contains(&format!("`{shown}`")),
+                "README: the default of `{name}` is {shown}"
+            );
+        }
+    });
+    for line in pool::cli::Exit::HELP.lines().skip(1) {
+        let mut words = line.split_whitespace();
+        let code = words.next().unwrap();
+        let meaning = words.collect::<Vec<_>>().join(" ");
+        assert!(
+            readme.contains(&format!("| {code} | {meaning} |")),
+            "README lacks exit code {code}: {meaning}"
+        );
+    }
+}
