@@ -1,6 +1,6 @@
 //! What several tests need: a simulated world that processes can die in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -201,10 +201,9 @@ impl World {
             biased;
             () = switch.died.notified() => Ended::Died,
             // The writer's thread may die between the two polls.
-            outcome = apply(&reconciler, yaml) => match switch.dead.load(Ordering::SeqCst) {
-                true => Ended::Died,
-                false => Ended::Returned(outcome),
-            },
+            outcome = apply(&reconciler, yaml) => {
+                if switch.dead.load(Ordering::SeqCst) { Ended::Died } else { Ended::Returned(outcome) }
+            }
         }
     }
 
@@ -255,16 +254,15 @@ impl World {
 async fn apply(reconciler: &Reconciler, yaml: &str) -> Result<Vec<PoolOutcome>, PoolError> {
     let pools = load(yaml);
     let recorded = reconciler.store.load().await?;
-    let ids = pools
+    let ids: BTreeSet<PoolId> = pools
         .iter()
         .map(|pool| pool.config.pool_id.clone())
-        .chain(recorded.iter().map(|pool| pool.id.clone()));
+        .chain(recorded.iter().map(|pool| pool.id.clone()))
+        .collect();
     let mut locks: BTreeMap<PoolId, PoolLock> = BTreeMap::new();
     for id in ids {
-        if !locks.contains_key(&id) {
-            let lock = reconciler.store.lock(&id).await?;
-            locks.insert(id, lock);
-        }
+        let lock = reconciler.store.lock(&id).await?;
+        locks.insert(id, lock);
     }
     let desired = reconciler.desired(&pools);
     let options = PlanOptions { allow_empty: true, ..PlanOptions::default() };

@@ -1,0 +1,50 @@
+//! A pool embedded in a program of one's own: three simulated workers, reconciled and shown.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pool::clock::{Clock, Entropy};
+use pool::config::StaticPoolConfig;
+use pool::pool::{ResourcePool, Secrets, StaticPoolManager};
+use pool::state::{OpenOptions, Store, WhenMissing};
+use pool_sim::{Cloud, Settings, SimProvider};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let config: StaticPoolConfig = serde_json::from_value(serde_json::json!({
+        "pool_id": "embedded",
+        "worker_type": "vm",
+        "provider": "sim",
+        "fixed_size": 3,
+        "worker_config": { "image": "debian-12", "cpu_cores": 1, "memory_mb": 512 },
+    }))?;
+    let folder = std::env::temp_dir().join(format!("pool-embed-{}", std::process::id()));
+    let clock = Clock::system();
+    let store = Store::open(OpenOptions {
+        path: &folder.join("state.db"),
+        when_missing: WhenMissing::Create,
+        clock: clock.clone(),
+        entropy: Entropy::system(),
+        what: "embed",
+    })?;
+    let secrets = Secrets::new(Arc::new(BTreeMap::new()), store.secret_key().clone());
+    let time = clock.clone();
+    let provider = SimProvider::new(Cloud::in_memory(), Settings::default(), move || {
+        time.now().as_millisecond()
+    });
+    let pool = StaticPoolManager::new(config, provider, store, secrets, clock);
+    let plan = pool.plan().await?;
+    print(&format!("to add: {}\n", plan.summary().add));
+    pool.reconcile().await?;
+    let state = pool.status().await?;
+    for worker in &state.workers {
+        print(&format!("{} {}\n", worker.name, worker.phase));
+    }
+    std::fs::remove_dir_all(folder)?;
+    Ok(())
+}
+
+fn print(text: &str) {
+    use std::io::Write as _;
+    let _closed = std::io::stdout().write_all(text.as_bytes()).is_err();
+}

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Everything, in one command, on a fresh machine: installs what the tests need, checks format, lints and
+# docs, runs every test, and ends with the runner's closing line.
+set -euo pipefail
+cd "$(dirname "$0")"
+export CI="${CI:-true}"
+
+# ps, unshare, mount and python3 are what the tests look at workers with and run as workers.
+need=()
+command -v ps >/dev/null || need+=(procps)
+command -v setsid >/dev/null || need+=(util-linux)
+command -v unshare >/dev/null || need+=(util-linux)
+command -v mount >/dev/null || need+=(mount)
+command -v python3 >/dev/null || need+=(python3)
+[ -x /usr/bin/python3 ] || [ -x /usr/local/bin/python3 ] || need+=(python3-minimal)
+if [ ${#need[@]} -gt 0 ]; then
+  sudo=""
+  [ "$(id -u)" = 0 ] || sudo="sudo"
+  $sudo apt-get update -qq
+  $sudo apt-get install -y -qq --no-install-recommends "${need[@]}"
+fi
+
+cargo fmt --all --check
+cargo clippy --workspace --all-targets --locked -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+cargo test --workspace --locked 2>&1 | tee "$log"
+
+# One closing line over all test binaries, in the form that readers of logs look for.
+awk '/^test result:/ { passed += $4; failed += $6; skipped += $8 }
+     END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$log"
