@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::args::{ApplyingArgs, PlanningArgs};
-use super::context::{Context, concerned};
+use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
 use super::plan::{check_addresses, load, options};
@@ -80,7 +80,8 @@ async fn fresh(
     let what = if mode == PlanMode::Destroy { "pool destroy" } else { "pool apply" };
     let store = context.open(what, WhenMissing::Create)?;
     let options = options(planning, mode, paths, &pools);
-    let concerned = concerned(&pools, &store.load().await?);
+    let mut concerned = store.pool_ids().await?;
+    concerned.extend(pools.iter().map(|pool| pool.config.pool_id.clone()));
     let narrowed: BTreeSet<PoolId> = concerned
         .into_iter()
         .filter(|pool| options.only_pools.as_ref().is_none_or(|only| only.contains(pool)))

@@ -15,7 +15,7 @@ use super::error::CliError;
 use super::output::Printer;
 use crate::clock::Stopwatch;
 use crate::config::{self, LoadedPool, Surroundings};
-use crate::plan::{Plan, RecordedPool};
+use crate::plan::Plan;
 use crate::pool::{ProviderSettings, Reconciler, Secrets, known_providers, open_providers};
 use crate::state::{OpenOptions, PoolLock, StateError, Store, WhenMissing};
 use crate::worker::PoolId;
@@ -63,16 +63,12 @@ impl Context {
         pools: &[LoadedPool],
         parallelism: u32,
     ) -> Result<Reconciler, CliError> {
-        let recorded = store.load().await?;
         let of_config = |pool: &LoadedPool| {
             let default = pool.config.worker_type.default_provider();
             pool.config.provider.clone().unwrap_or_else(|| default.to_owned())
         };
-        let workers = recorded.iter().flat_map(|pool| &pool.workers);
-        let names: BTreeSet<String> = workers
-            .map(|worker| worker.provider.clone())
-            .chain(pools.iter().map(of_config))
-            .collect();
+        let mut names = store.provider_names().await?;
+        names.extend(pools.iter().map(of_config));
         let providers = open_providers(&names, &self.provider_settings()?)?;
         let environment = Arc::new(self.world.environment.clone());
         Ok(Reconciler {
@@ -145,11 +141,4 @@ impl Context {
         }
         Ok(locks)
     }
-}
-
-/// The pools that a run with these files concerns: theirs, and all that are recorded.
-pub(super) fn concerned(desired: &[LoadedPool], recorded: &[RecordedPool]) -> BTreeSet<PoolId> {
-    let gone = |pool: &&RecordedPool| !pool.is_gone();
-    let recorded = recorded.iter().filter(gone).map(|pool| pool.id.clone());
-    desired.iter().map(|pool| pool.config.pool_id.clone()).chain(recorded).collect()
 }

@@ -110,8 +110,10 @@ pub(super) fn check_addresses(
         };
         let Address { slot, .. } = address;
         if desired.is_none() && known.is_none() || !slot.is_none_or(slot_exists) {
-            let ids = super::context::concerned(pools, recorded);
-            let names: Vec<&str> = ids.iter().map(PoolId::as_str).collect();
+            let of_files = pools.iter().map(|pool| &pool.config.pool_id);
+            let of_state = recorded.iter().filter(|pool| !pool.is_gone()).map(|pool| &pool.id);
+            let ids: BTreeSet<&PoolId> = of_files.chain(of_state).collect();
+            let names: Vec<&str> = ids.into_iter().map(PoolId::as_str).collect();
             return Err(CliError::usage(
                 format!("the address {address} names nothing"),
                 format!("the pools are: {}", names.join(", ")),

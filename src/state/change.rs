@@ -183,6 +183,15 @@ impl Change<'_> {
         self.event(Some(key), "phase", why, (Some(row.phase), Some(to)))
     }
 
+    /// Returns the row of this process, writing it when it is new.
+    fn holder_row(&self) -> Result<i64, JobError> {
+        let body = serde_json::to_string(&*self.holder).unwrap_or_default();
+        let sql = "INSERT INTO holder (body) VALUES (?1) ON CONFLICT (body) DO NOTHING";
+        self.execute(sql, [&body])?;
+        let sql = "SELECT id FROM holder WHERE body = ?1";
+        Ok(self.connection.prepare_cached(sql)?.query_row([body], |row| row.get(0))?)
+    }
+
     /// Returns the row of the spec, writing it when it is new.
     pub(super) fn spec(&self, spec: &RecordedSpec) -> Result<i64, JobError> {
         let body = serde_json::to_string(&spec.spec).unwrap_or_default();
@@ -291,7 +300,7 @@ impl Change<'_> {
         token: String,
     ) -> Result<OpenedOperation, JobError> {
         let row = self.known_worker(key)?;
-        let holder = serde_json::to_string(&*self.holder).unwrap_or_default();
+        let holder = self.holder_row()?;
         let deadline = self.now.checked_add(timeout).unwrap_or(Timestamp::MAX);
         self.execute(
             "INSERT INTO operation (worker, pool, slot, kind, state, attempt, token, sent_at, deadline,
@@ -315,7 +324,7 @@ impl Change<'_> {
 
     pub(super) fn reopen(&self, key: WorkerKey) -> Result<OpenedOperation, JobError> {
         let row = self.known_worker(key)?;
-        let holder = serde_json::to_string(&*self.holder).unwrap_or_default();
+        let holder = self.holder_row()?;
         let changed = self.execute(
             "UPDATE operation SET state = 'intended', sent_at = ?2, fence = ?3, holder = ?4
              WHERE worker = ?1 AND kind = 'create' AND state IN ('intended', 'unknown')",

@@ -1,6 +1,6 @@
 //! Rows to the plain data that plans are made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -80,6 +80,22 @@ pub(super) fn pools(
         });
     }
     Ok(pools)
+}
+
+/// Returns the pools that are recorded and not gone.
+pub(super) fn pool_ids(connection: &Connection) -> Result<BTreeSet<PoolId>, JobError> {
+    let sql = "SELECT id FROM pool WHERE config IS NOT NULL OR live > 0";
+    let mut statement = connection.prepare_cached(sql)?;
+    let ids = statement.query_map([], |row| row.get::<_, String>(0))?;
+    ids.map(|id| pool_id(&id?)).collect()
+}
+
+/// Returns the names of the providers that recorded workers came from.
+pub(super) fn provider_names(connection: &Connection) -> Result<BTreeSet<String>, JobError> {
+    let sql = "SELECT DISTINCT provider FROM worker WHERE phase <> 'deleted'";
+    let mut statement = connection.prepare_cached(sql)?;
+    let names = statement.query_map([], |row| row.get(0))?;
+    names.collect::<Result<_, _>>().map_err(JobError::from)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T, JobError> {

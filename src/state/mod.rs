@@ -35,6 +35,7 @@ pub use lock::PoolLock;
 pub use open::WhenMissing;
 pub use writer::{CommitFault, CommitFaults};
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,7 +44,7 @@ use jiff::Timestamp;
 use self::writer::Writer;
 use crate::clock::{Clock, Entropy};
 use crate::plan::RecordedPool;
-use crate::worker::DeploymentId;
+use crate::worker::{DeploymentId, PoolId};
 
 /// The way to one state; clones share it.
 #[derive(Debug, Clone)]
@@ -158,6 +159,16 @@ impl Store {
     pub async fn load(&self) -> Result<Vec<RecordedPool>, StateError> {
         let (own, now) = (Arc::clone(&self.holder), self.now());
         self.writer.run(move |connection| load::pools(connection, &own, now)).await
+    }
+
+    /// Returns the pools that are recorded and not gone.
+    pub async fn pool_ids(&self) -> Result<BTreeSet<PoolId>, StateError> {
+        self.writer.run(load::pool_ids).await
+    }
+
+    /// Returns the names of the providers that recorded workers came from.
+    pub async fn provider_names(&self) -> Result<BTreeSet<String>, StateError> {
+        self.writer.run(load::provider_names).await
     }
 
     /// Returns events in order.

@@ -43,7 +43,7 @@ fn replay(folder: &Path, session: &str) -> String {
     let mut found = String::new();
     let place = sandbox.path().display().to_string();
     for line in session.lines() {
-        if line.starts_with('#') {
+        if line.starts_with('#') && !found.contains("\n$ ") && !found.starts_with("$ ") {
             found.push_str(&format!("{line}\n"));
             continue;
         }

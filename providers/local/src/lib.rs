@@ -3,7 +3,7 @@
 //! A worker is one process, in a session of its own, that outlives whoever created it. Nothing
 //! supervises it. It is identified by process id *and* start time, which its launcher wrote into an
 //! exclusive claim before it executed the worker's program ([`launch`]), and it is found again by that
-//! claim or by the tags in its environment, whichever still tells ([`find`]).
+//! claim or by the tags in its environment, whichever still tells (`find`).
 //!
 //! | module     | holds                                                             |
 //! |------------|-------------------------------------------------------------------|

@@ -55,6 +55,12 @@ CREATE TABLE worker (
 
 CREATE INDEX worker_live ON worker (pool, slot, generation) WHERE phase <> 'deleted';
 
+-- The processes that opened operations.
+CREATE TABLE holder (
+    id   INTEGER PRIMARY KEY,
+    body TEXT NOT NULL UNIQUE          -- JSON: machine, boot, PID namespace, pid, start time, what it did
+) STRICT;
+
 -- The write-ahead record of one provider call.
 CREATE TABLE operation (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: it is a tag on objects
@@ -68,7 +74,7 @@ CREATE TABLE operation (
     sent_at     INTEGER NOT NULL,      -- when the call was last sent, or about to be
     deadline    INTEGER NOT NULL,      -- when its caller gives up on it
     fence       INTEGER NOT NULL,      -- of the pool lock that it was opened under
-    holder      TEXT NOT NULL,         -- JSON: who opened it
+    holder      INTEGER NOT NULL REFERENCES holder (id),
     finished_at INTEGER,
     error       TEXT                   -- the error's code and message
 ) STRICT;
