@@ -93,11 +93,6 @@ impl Phase {
         };
         next_phases.contains(&next)
     }
-
-    /// Returns whether the phase must end by itself: each of these has a deadline.
-    pub fn has_deadline(self) -> bool {
-        !matches!(self, Self::Ready | Self::Quarantined | Self::Deleted)
-    }
 }
 
 impl fmt::Display for Phase {

@@ -8,7 +8,6 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::args::{ApplyingArgs, PlanningArgs};
@@ -104,7 +103,7 @@ async fn fresh(
             return Ok(Exit::Done);
         }
         if !applying.auto_approve {
-            approve(context, mode)?;
+            approve(context, mode).await?;
         }
         carry_out(context, &reconciler, &planned.plan, &locks, applying.json).await
     };
@@ -158,30 +157,16 @@ async fn saved(context: &Context, plan: Plan, arguments: &Arguments) -> Result<E
 fn show(context: &Context, plan: &Plan, json: bool) {
     let printer = context.printer;
     if json {
-        let now = context.world.clock.now().to_string();
-        let line = |kind: &str, message: String| {
-            json!({
-                "@level": "info",
-                "@message": message,
-                "@module": "pool.ui",
-                "@timestamp": now,
-                "type": kind,
-            })
-        };
-        let mut version = line("version", format!("pool {}", env!("CARGO_PKG_VERSION")));
-        version["pool"] = json!(env!("CARGO_PKG_VERSION"));
-        version["ui"] = json!(render::FORMAT_VERSION);
-        printer.json_line(&version);
-        let mut summary = line("change_summary", render::summary_line(plan));
-        summary["changes"] = render::change_summary_json(plan.summary());
-        printer.json_line(&summary);
+        for line in render::plan_events(plan, context.world.clock.now()) {
+            printer.json_line(&line);
+        }
     } else {
         printer.data(&render::plan_text(plan, printer.look));
     }
 }
 
 /// Asks on a terminal; anywhere else there is nobody to ask.
-fn approve(context: &Context, mode: PlanMode) -> Result<(), CliError> {
+async fn approve(context: &Context, mode: PlanMode) -> Result<(), CliError> {
     if !context.world.stdin_is_terminal {
         return Err(CliError::usage(
             "nobody can approve this plan: standard input is not a terminal",
@@ -191,9 +176,12 @@ fn approve(context: &Context, mode: PlanMode) -> Result<(), CliError> {
     let what = if mode == PlanMode::Destroy { "delete all this" } else { "carry this out" };
     let question = format!("\nDo you want to {what}? Only `yes` will be accepted.\n> ");
     context.printer.error(&question);
-    let mut answer = String::new();
-    let read = io::stdin().read_line(&mut answer);
-    if read.is_ok() && answer.trim_end_matches(['\r', '\n']) == "yes" {
+    // On a thread of its own, so that Ctrl-C still ends the run.
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer).map(|_| answer)
+    });
+    if matches!(answer.await, Ok(Ok(answer)) if answer.trim_end_matches(['\r', '\n']) == "yes") {
         Ok(())
     } else {
         Err(CliError::Usage { message: "not approved; nothing was changed".to_owned(), hint: None })
@@ -221,26 +209,14 @@ fn report(context: &Context, outcomes: &[PoolOutcome], json: bool) -> Exit {
         change: sum.change + outcome.done.change,
         destroy: sum.destroy + outcome.done.destroy,
     });
-    let Summary { add, change, destroy } = done;
-    let counts = format!("{add} added, {change} changed, {destroy} destroyed");
     let complete = outcomes.iter().all(PoolOutcome::is_complete);
-    let message = if complete {
-        format!("Apply complete! Resources: {counts}.")
-    } else {
-        format!("Apply incomplete. Resources: {counts}.")
-    };
     if json {
-        printer.json_line(&json!({
-            "@level": if complete { "info" } else { "error" },
-            "@message": message,
-            "@module": "pool.ui",
-            "@timestamp": context.world.clock.now().to_string(),
-            "type": "change_summary",
-            "changes": { "add": add, "change": change, "import": 0, "remove": destroy,
-                         "operation": "apply" },
-        }));
+        printer.json_line(&render::apply_summary_json(done, complete, context.world.clock.now()));
     } else {
-        printer.data(&format!("\n{}\n", printer.look.strong(&message)));
+        printer.data(&format!(
+            "\n{}\n",
+            printer.look.strong(&render::apply_summary_text(done, complete))
+        ));
     }
     if complete {
         return Exit::Done;

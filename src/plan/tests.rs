@@ -11,6 +11,8 @@ use pool_provider::{
     Consistency, Description, Idempotency, InPlaceField, ObservedStatus, ObservedWorker,
 };
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::config::{CountOrPercent, StaticPoolConfig};
 use crate::desired::Spec;
@@ -125,6 +127,15 @@ fn recorded(line: &str) -> (RecordedWorker, bool) {
 
 impl Case {
     fn plan(&self, lines: &str) -> Plan {
+        self.plan_with(lines, &self.config, &self.description)
+    }
+
+    fn plan_with(
+        &self,
+        lines: &str,
+        edit_config: &dyn Fn(&mut StaticPoolConfig),
+        edit_description: &dyn Fn(&mut Description),
+    ) -> Plan {
         let mut workers = Vec::new();
         let mut seen = Vec::new();
         let lines = lines.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -146,7 +157,7 @@ impl Case {
         }
         workers.sort_by_key(|worker| (worker.slot, worker.generation));
         let mut config = config(self.size, self.image);
-        (self.config)(&mut config);
+        edit_config(&mut config);
         let applied =
             AppliedConfig { config: config.clone(), at: NOW.parse().unwrap(), origin: "f".into() };
         let pool = RecordedPool {
@@ -169,7 +180,7 @@ impl Case {
             overridden: BTreeMap::new(),
         };
         let mut description = description();
-        (self.description)(&mut description);
+        edit_description(&mut description);
         let observation = if self.refresh {
             Observation::Listed(Listed { description, workers: seen, complete: self.complete })
         } else {
@@ -536,4 +547,74 @@ fn an_edited_plan_is_caught() {
     assert_eq!(broken(|plan| plan.pools[0].steps[1].wave = 0), 1);
     assert_eq!(broken(|plan| plan.pools[0].steps[1].slot = Slot(0)), 1, "two come to one slot");
     assert!(broken(|plan| plan.pools[0].config = None) >= 2);
+}
+
+/// Any slot's history, as lines: up to three workers of rising generation in any state of life.
+fn any_slot() -> impl Strategy<Value = Vec<(String, String)>> {
+    let phase = prop::sample::select(vec![
+        "provisioning",
+        "verifying",
+        "ready",
+        "unhealthy",
+        "deleting",
+        "failed",
+        "lost",
+    ]);
+    let rest = prop::sample::select(vec![
+        "",
+        "gone",
+        "open:create",
+        "gone open:create",
+        "open:delete",
+        "gone open:delete",
+        "open:update",
+        "gone failure:out_of_capacity",
+        "as:z",
+    ]);
+    let worker = (phase, prop::sample::select(vec!["a", "b", "c"]), rest)
+        .prop_map(|(phase, image, rest)| (phase.to_owned(), format!("{image} {rest}")));
+    prop::collection::vec(worker, 0..3)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn whatever_is_recorded_and_observed_the_plan_keeps_its_promises(
+        slots in prop::collection::vec(any_slot(), 0..8),
+        strays in prop::collection::vec((0_u32..9, 1_u32..5, "[abc]"), 0..3),
+        size in 0_u32..8,
+        surge in 0_u32..3,
+        unavailable in 0_u32..3,
+        idempotency in prop::sample::select(vec![
+            Idempotency::Token, Idempotency::UniqueName, Idempotency::None,
+        ]),
+        complete: bool,
+        refresh: bool,
+    ) {
+        let mut lines = String::new();
+        for (slot, workers) in slots.iter().enumerate() {
+            for (generation, (phase, rest)) in workers.iter().enumerate() {
+                // Only one create can be open in a slot, and only on its newest worker.
+                let newest = generation + 1 == workers.len();
+                let rest = if newest { rest.clone() } else { rest.replace("open:create", "") };
+                lines.push_str(&format!("{slot}.{} {phase} {rest}\n", generation + 1));
+            }
+        }
+        for (slot, generation, image) in strays {
+            lines.push_str(&format!("stray {slot}.{generation} {image}\n"));
+        }
+        let case = Case { size, complete, refresh, image: "b", ..Case::default() };
+        let with_update = |config: &mut StaticPoolConfig| {
+            config.update.max_surge = CountOrPercent::Count(surge.max(u32::from(unavailable == 0)));
+            config.update.max_unavailable = CountOrPercent::Count(unavailable);
+        };
+        let plan = case.plan_with(&lines, &with_update, &|d| d.idempotency = idempotency);
+        let pool = &plan.pools[0];
+        let coming = pool.steps.iter().filter(|step| step.create.is_some()).count();
+        prop_assert!(coming + pool.unchanged as usize <= size as usize);
+        if complete && refresh && pool.waiting.is_empty() {
+            let updated = pool.steps.iter().filter(|step| step.action == Action::Update).count();
+            prop_assert_eq!(coming + updated + pool.unchanged as usize, size as usize);
+        }
+    }
 }

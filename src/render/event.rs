@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::plan_json::change_summary_json;
 use super::{Look, action_verb, reason_name};
 use crate::apply::{ApplyEvent, ApplyEventKind};
-use crate::plan::{Action, Plan};
-use crate::worker::{Address, PoolId};
+use crate::plan::{Action, Plan, Summary};
+use crate::worker::{Address, PoolId, Slot};
 
 /// Shows an event to a person; `None` for those that the counts tell already.
 pub fn event_text(event: &ApplyEvent, look: Look) -> Option<String> {
@@ -32,7 +34,7 @@ pub fn event_text(event: &ApplyEvent, look: Look) -> Option<String> {
 }
 
 /// Shows an event to a machine, as one line of Terraform's `apply -json`.
-pub fn event_json(event: &ApplyEvent, at: jiff::Timestamp) -> Value {
+pub fn event_json(event: &ApplyEvent, at: Timestamp) -> Value {
     let (kind, extra, message) = match &event.kind {
         ApplyEventKind::Started => ("apply_start", json!({}), "begins".to_owned()),
         ApplyEventKind::Retrying { attempt, why, delay } => (
@@ -57,15 +59,7 @@ pub fn event_json(event: &ApplyEvent, at: jiff::Timestamp) -> Value {
     };
     let address = Address::of_slot(event.pool.clone(), event.worker.slot);
     let mut hook = json!({
-        "resource": {
-            "addr": format!("pool_worker.{address}"),
-            "module": "",
-            "resource": format!("pool_worker.{address}"),
-            "implied_provider": "pool",
-            "resource_type": "pool_worker",
-            "resource_name": event.pool,
-            "resource_key": event.worker.slot,
-        },
+        "resource": resource(&event.pool, event.worker.slot),
         "action": action_name(event.action),
         "reason": reason_name(event.reason),
         "worker": event.worker.to_string(),
@@ -73,13 +67,73 @@ pub fn event_json(event: &ApplyEvent, at: jiff::Timestamp) -> Value {
     if let (Some(hook), Some(extra)) = (hook.as_object_mut(), extra.as_object()) {
         hook.extend(extra.clone());
     }
+    let level = if kind == "apply_errored" { "error" } else { "info" };
+    let mut event = line(kind, level, &format!("{address}: {} {message}", event.worker), at);
+    event["hook"] = hook;
+    event
+}
+
+/// Shows a plan as the first lines of Terraform's `apply -json`.
+pub fn plan_events(plan: &Plan, at: Timestamp) -> Vec<Value> {
+    let own = env!("CARGO_PKG_VERSION");
+    let mut version = line("version", "info", &format!("pool {own}"), at);
+    version["pool"] = json!(own);
+    version["ui"] = json!(super::FORMAT_VERSION);
+    let mut lines = vec![version];
+    for pool in &plan.pools {
+        for step in &pool.steps {
+            let address = Address::of_slot(pool.pool.clone(), step.slot);
+            let message = format!("{address}: Plan to {}", action_name(step.action));
+            let mut planned = line("planned_change", "info", &message, at);
+            planned["change"] = json!({
+                "resource": resource(&pool.pool, step.slot),
+                "action": action_name(step.action),
+                "reason": reason_name(step.reason),
+            });
+            lines.push(planned);
+        }
+    }
+    let mut summary = line("change_summary", "info", &super::summary_line(plan), at);
+    summary["changes"] = change_summary_json(plan.summary(), "plan");
+    lines.push(summary);
+    lines
+}
+
+/// Shows what came of an apply as the last line of Terraform's `apply -json`.
+pub fn apply_summary_json(done: Summary, complete: bool, at: Timestamp) -> Value {
+    let level = if complete { "info" } else { "error" };
+    let mut event = line("change_summary", level, &apply_summary_text(done, complete), at);
+    event["changes"] = change_summary_json(done, "apply");
+    event
+}
+
+/// Says what came of an apply, in Terraform's words.
+pub fn apply_summary_text(done: Summary, complete: bool) -> String {
+    let Summary { add, change, destroy } = done;
+    let how = if complete { "Apply complete!" } else { "Apply incomplete." };
+    format!("{how} Resources: {add} added, {change} changed, {destroy} destroyed.")
+}
+
+fn line(kind: &str, level: &str, message: &str, at: Timestamp) -> Value {
     json!({
-        "@level": if kind == "apply_errored" { "error" } else { "info" },
-        "@message": format!("{address}: {} {message}", event.worker),
+        "@level": level,
+        "@message": message,
         "@module": "pool.ui",
         "@timestamp": at.to_string(),
         "type": kind,
-        "hook": hook,
+    })
+}
+
+fn resource(pool: &PoolId, slot: Slot) -> Value {
+    let address = format!("pool_worker.{pool}[{slot}]");
+    json!({
+        "addr": address,
+        "module": "",
+        "resource": address,
+        "implied_provider": "pool",
+        "resource_type": "pool_worker",
+        "resource_name": pool,
+        "resource_key": slot,
     })
 }
 
@@ -164,7 +218,7 @@ fn count(number: usize) -> f64 {
 mod tests {
     use super::*;
     use crate::plan::Reason;
-    use crate::worker::{Generation, Slot, WorkerName};
+    use crate::worker::{Generation, WorkerName};
 
     fn event(kind: ApplyEventKind) -> ApplyEvent {
         let pool: PoolId = "ci".parse().unwrap();

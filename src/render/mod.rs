@@ -12,9 +12,11 @@ mod refusal;
 mod status;
 
 pub use diagnostic::{report_json, report_text};
-pub use event::{Progress, event_json, event_text};
+pub use event::{
+    Progress, apply_summary_json, apply_summary_text, event_json, event_text, plan_events,
+};
 pub use look::Look;
-pub use plan_json::{FORMAT_VERSION, change_summary_json, plan_json};
+pub use plan_json::{FORMAT_VERSION, plan_json};
 pub use plan_text::{plan_text, summary_line};
 pub use refusal::{refusal_hint, refusal_text};
 pub use status::{status_table, worker_details, worker_table};

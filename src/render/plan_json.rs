@@ -36,7 +36,7 @@ pub fn plan_json(plan: &Plan) -> Value {
             "deployment": plan.deployment,
             "mode": plan.mode,
             "observed": plan.observed,
-            "changes": change_summary_json(plan.summary()),
+            "changes": change_summary_json(plan.summary(), "plan"),
             "refusals": plan.refusals,
             "pools": plan.pools.iter().map(pool_json).collect::<Vec<_>>(),
         },
@@ -44,9 +44,9 @@ pub fn plan_json(plan: &Plan) -> Value {
 }
 
 /// Terraform's `changes` object of a `change_summary` event.
-pub fn change_summary_json(summary: Summary) -> Value {
+pub(super) fn change_summary_json(summary: Summary, operation: &str) -> Value {
     let Summary { add, change, destroy } = summary;
-    json!({ "add": add, "change": change, "import": 0, "remove": destroy, "operation": "plan" })
+    json!({ "add": add, "change": change, "import": 0, "remove": destroy, "operation": operation })
 }
 
 fn pool_json(pool: &PoolPlan) -> Value {

@@ -39,6 +39,7 @@ async fn every_point(from: Option<&str>, to: &str, settings: &Settings) -> usize
             world.assert_converged(to, "not killed at all").await;
             return point - 1;
         }
+        world.assert_recorded(&context);
         match world.apply(to, &Switch::never()).await {
             Ended::Returned(Ok(outcomes)) => {
                 assert!(outcomes.iter().all(PoolOutcome::is_complete), "{context}: {outcomes:?}");

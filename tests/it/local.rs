@@ -258,3 +258,76 @@ fn two_states_never_touch_each_others_workers() {
     assert_eq!(other.workers().len(), 2);
     other.pool(&["plan", "ci.yaml", "--detailed-exitcode"]).exits(0);
 }
+
+/// Runs the binary on a terminal of its own, answers its question, and returns what it showed.
+fn on_a_terminal(sandbox: &Sandbox, answer: &str) -> (i32, String) {
+    sandbox.write(
+        "terminal.py",
+        "import os, pty, sys, time\n\
+         pid, terminal = pty.fork()\n\
+         if pid == 0:\n    os.execvp('pool', ['pool', 'apply', 'ci.yaml'])\n\
+         shown = b''\n\
+         while b'> ' not in shown.split(b'accepted')[-1]:\n    shown += os.read(terminal, 4096)\n\
+         os.write(terminal, sys.argv[1].encode().decode('unicode_escape').encode())\n\
+         try:\n    while True:\n        more = os.read(terminal, 4096)\n        \
+         if not more: break\n        shown += more\n\
+         except OSError:\n    pass\n\
+         print(shown.decode())\n\
+         sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n",
+    );
+    let ran = sandbox.shell(&format!("python3 terminal.py '{answer}'"));
+    (ran.code.unwrap(), ran.stdout)
+}
+
+#[test]
+fn on_a_terminal_only_yes_approves() {
+    let sandbox = Sandbox::new();
+    sandbox.write("ci.yaml", &sleepers(1, ""));
+    for answer in ["no\\n", "y\\n", "YES\\n", " yes\\n", "\\n"] {
+        let (code, shown) = on_a_terminal(&sandbox, answer);
+        assert_eq!(code, 1, "{shown}");
+        assert!(shown.contains("not approved; nothing was changed"), "{shown}");
+    }
+    let (code, shown) = on_a_terminal(&sandbox, "\\x03");
+    assert_eq!(code, 130, "Ctrl-C at the question: {shown}");
+    assert_eq!(sandbox.workers().len(), 0);
+    let (code, shown) = on_a_terminal(&sandbox, "yes\\n");
+    assert_eq!(code, 0, "{shown}");
+    assert!(shown.contains("Apply complete! Resources: 1 added"), "{shown}");
+    assert_eq!(sandbox.workers().len(), 1);
+}
+
+#[test]
+fn applies_of_different_pools_run_side_by_side() {
+    let sandbox = Sandbox::new();
+    let pools: Vec<String> = ["one", "two", "three"]
+        .iter()
+        .map(|id| sleepers(20, "").replace("pool_id: ci", &format!("pool_id: {id}")))
+        .collect();
+    sandbox.write("ci.yaml", &pools.join("\n---\n"));
+    let mut runs: Vec<_> = ["one", "two", "three"]
+        .iter()
+        .map(|id| sandbox.spawn(&["apply", "ci.yaml", "--auto-approve", "--target", id]))
+        .collect();
+    for run in &mut runs {
+        assert_eq!(run.wait().unwrap().code(), Some(0));
+    }
+    assert_eq!(sandbox.workers().len(), 60);
+    sandbox.pool(&["plan", "ci.yaml", "--detailed-exitcode"]).exits(0);
+}
+
+#[test]
+fn a_pool_moves_to_another_provider_worker_by_worker() {
+    let sandbox = Sandbox::new();
+    sandbox.write("ci.yaml", &sleepers(2, "provider: sim\n"));
+    sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(0);
+    assert_eq!(sandbox.workers().len(), 0);
+    sandbox.write("ci.yaml", &sleepers(2, ""));
+    let plan = sandbox.pool(&["plan", "ci.yaml"]).exits(0);
+    assert!(plan.stdout.contains("provider: sim -> local # forces replacement"), "{}", plan.stdout);
+    sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(0);
+    assert_eq!(sandbox.workers().len(), 2);
+    sandbox.pool(&["plan", "ci.yaml", "--detailed-exitcode"]).exits(0);
+    let cloud = sandbox.read(".pool/sim/cloud.jsonl");
+    assert_eq!(cloud.matches("\"remove\":{").count(), 2, "{cloud}");
+}

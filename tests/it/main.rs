@@ -3,11 +3,17 @@
 //! | module        | proves                                                      |
 //! |---------------|-------------------------------------------------------------|
 //! | `crash`       | a run killed at any point is finished by the next one         |
-//! | `tidy`        | the house rules that no compiler checks                       |
+//! | `faults`      | what a run makes of full disks, lies, silence                  |
+//! | `local`       | real processes, with the real binary                            |
+//! | `state`       | what is wrong with a state file is said before any call         |
+//! | `schema`      | the published schema, the examples, the README's tables          |
+//! | `transcripts` | what people see: `tests/cases`                                   |
+//! | `tidy`        | the house rules that no compiler checks                          |
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod crash;
+mod faults;
 mod local;
 mod sandbox;
 mod schema;

@@ -66,6 +66,19 @@ impl Switch {
     }
 }
 
+/// Commits that never fail.
+pub(crate) struct GoodCommits;
+
+impl CommitFaults for GoodCommits {
+    fn before_commit(&mut self) -> CommitFault {
+        CommitFault::None
+    }
+
+    fn after_commit(&mut self) -> CommitFault {
+        CommitFault::None
+    }
+}
+
 struct DyingCommits(Arc<Switch>);
 
 impl CommitFaults for DyingCommits {
@@ -164,12 +177,21 @@ impl World {
 
     /// Starts a process that dies as `switch` says.
     pub(crate) fn start(&self, switch: &Arc<Switch>) -> Reconciler {
-        self.start_with_faults(switch, Box::new(DyingCommits(Arc::clone(switch))))
+        let provider = Dying { inner: self.provider(), switch: Arc::clone(switch) };
+        self.start_with(provider, Box::new(DyingCommits(Arc::clone(switch))))
     }
 
-    pub(crate) fn start_with_faults(
+    /// Returns a handle on the cloud.
+    pub(crate) fn provider(&self) -> SimProvider {
+        let clock = self.clock.clone();
+        let now_ms = move || clock.now().as_millisecond();
+        SimProvider::new(self.cloud.clone(), self.settings.clone(), now_ms)
+    }
+
+    /// Starts a process with a provider and commits of its own.
+    pub(crate) fn start_with(
         &self,
-        switch: &Arc<Switch>,
+        provider: impl WorkerProvider,
         faults: Box<dyn CommitFaults>,
     ) -> Reconciler {
         let options = OpenOptions {
@@ -180,16 +202,38 @@ impl World {
             what: "test",
         };
         let store = Store::open_with_faults(options, Some(faults)).unwrap();
-        let clock = self.clock.clone();
-        let now_ms = move || clock.now().as_millisecond();
-        let inner = SimProvider::new(self.cloud.clone(), self.settings.clone(), now_ms);
-        let provider = SharedProvider::new(Dying { inner, switch: Arc::clone(switch) });
         Reconciler {
             secrets: Secrets::new(Arc::default(), store.secret_key().clone()),
             store,
-            providers: BTreeMap::from([("sim".to_owned(), provider)]),
+            providers: BTreeMap::from([("sim".to_owned(), SharedProvider::new(provider))]),
             clock: self.clock.clone(),
             parallelism: 100,
+        }
+    }
+
+    /// Runs one whole apply with a provider and commits of its own.
+    pub(crate) async fn apply_with(
+        &self,
+        yaml: &str,
+        provider: impl WorkerProvider,
+        faults: Box<dyn CommitFaults>,
+    ) -> Result<Vec<PoolOutcome>, PoolError> {
+        self.bury_the_dead();
+        apply(&self.start_with(provider, faults), yaml).await
+    }
+
+    /// Asserts that nothing exists whose creation was not recorded before.
+    pub(crate) fn assert_recorded(&self, context: &str) {
+        let database = rusqlite::Connection::open(self.state_path()).unwrap();
+        database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        for worker in self.cloud.workers() {
+            let name = worker.observed.name;
+            let sql = "SELECT count(*) FROM worker WHERE slot = ?1 AND generation = ?2
+                       AND phase <> 'deleted'";
+            let known: i64 = database
+                .query_row(sql, (name.slot.0, name.generation.0), |row| row.get(0))
+                .unwrap();
+            assert_eq!(known, 1, "{context}: {name} exists and was never recorded");
         }
     }
 
