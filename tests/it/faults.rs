@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use pool::state::{CommitFault, CommitFaults, StateError};
 use pool_provider::{
@@ -10,7 +9,9 @@ use pool_provider::{
     ObservedWorker, PageToken, ProbeOutcome, ProviderError, UpdateRequest, WorkerProvider,
     WorkerRef,
 };
-use pool_sim::{Call, CallFaults, Settings, SimProvider};
+use pool_sim::{Call, CallFaults, Settings, SimProvider, SimWorker};
+
+use tokio::sync::Barrier;
 
 use super::support::{Ended, GoodCommits, Switch, World};
 
@@ -70,6 +71,9 @@ enum Vice {
     IsSilent,
     /// None; it counts how many creates are under way at a time.
     Counts,
+    /// With each worker that it creates, another one appears: a call of a killed holder that was still
+    /// in flight.
+    BringsStrays,
 }
 
 struct Bad {
@@ -78,6 +82,7 @@ struct Bad {
     /// How many creates were made; when it counts, the most that were under way at a time.
     calls: Arc<AtomicUsize>,
     under_way: AtomicUsize,
+    together: Barrier,
 }
 
 impl WorkerProvider for Bad {
@@ -89,7 +94,8 @@ impl WorkerProvider for Bad {
         if self.vice == Vice::Counts {
             let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
             self.calls.fetch_max(now, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Goes on only when as many are under way as there should be: fewer would wait in vain.
+            self.together.wait().await;
             self.under_way.fetch_sub(1, Ordering::SeqCst);
             return self.inner.create(request).await;
         }
@@ -99,6 +105,14 @@ impl WorkerProvider for Bad {
             Vice::Lies => observed.name.generation = Generation(99),
             Vice::IsSilent if first => std::future::pending::<()>().await,
             Vice::IsSilent | Vice::Counts => {}
+            Vice::BringsStrays => {
+                let cloud = self.inner.cloud();
+                let own = |worker: &SimWorker| worker.observed.provider_id == observed.provider_id;
+                if let Some(mut stray) = cloud.workers().into_iter().find(own) {
+                    stray.observed.provider_id.push_str("-late");
+                    cloud.put(stray).expect("a cloud in memory takes everything");
+                }
+            }
         }
         Ok(observed)
     }
@@ -130,8 +144,14 @@ impl WorkerProvider for Bad {
 
 fn bad(world: &World, vice: Vice) -> (Bad, Arc<AtomicUsize>) {
     let calls = Arc::new(AtomicUsize::new(0));
-    let under_way = AtomicUsize::new(0);
-    (Bad { inner: world.provider(), vice, calls: Arc::clone(&calls), under_way }, calls)
+    let bad = Bad {
+        inner: world.provider(),
+        vice,
+        calls: Arc::clone(&calls),
+        under_way: AtomicUsize::new(0),
+        together: Barrier::new(1),
+    };
+    (bad, calls)
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,6 +180,15 @@ async fn a_create_that_never_answers_is_looked_for_and_not_repeated_blindly() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_appears_while_a_run_is_under_way_is_deleted_at_its_end() {
+    let world = World::new(Settings::default());
+    let yaml = pool(3, "");
+    let (provider, _) = bad(&world, Vice::BringsStrays);
+    world.apply_with(&yaml, provider, Box::new(GoodCommits)).await.unwrap();
+    world.assert_converged(&yaml, "after one run").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_errors_that_deserve_it_are_tried_again() {
     let failing = CallFaults { fail_before: 1.0, ..CallFaults::default() };
     let faults = [(Call::Create, failing)].into();
@@ -183,7 +212,8 @@ async fn fail_fast_makes_no_new_call_after_the_first_failure() {
     assert_eq!((outcomes[0].done.add, outcomes[0].failures.len(), outcomes[0].skipped), (2, 1, 6));
 }
 
-#[tokio::test(start_paused = true)]
+// In real time: a paused clock would jump while the state's thread works.
+#[tokio::test]
 async fn no_more_than_max_concurrent_workers_are_worked_on_at_a_time() {
     for (provisioning, most) in [
         ("provisioning: {max_concurrent: 5}", 5),
@@ -191,7 +221,8 @@ async fn no_more_than_max_concurrent_workers_are_worked_on_at_a_time() {
         ("provisioning: {strategy: sequential}", 1),
     ] {
         let world = World::new(Settings::default());
-        let (provider, under_way) = bad(&world, Vice::Counts);
+        let (mut provider, under_way) = bad(&world, Vice::Counts);
+        provider.together = Barrier::new(most);
         let yaml = pool(50, provisioning);
         world.apply_with(&yaml, provider, Box::new(GoodCommits)).await.unwrap();
         assert_eq!(under_way.load(Ordering::SeqCst), most, "{provisioning}");
