@@ -27,7 +27,7 @@ async fn main() -> anyhow::Result<()> {
         entropy: Entropy::system(),
         what: "embed",
     })?;
-    let secrets = Secrets::new(Arc::new(BTreeMap::new()), store.secret_key().clone());
+    let secrets = Secrets::new(Arc::new(BTreeMap::new()), store.secret_key());
     let time = clock.clone();
     let provider = SimProvider::new(Cloud::in_memory(), Settings::default(), move || {
         time.now().as_millisecond()

@@ -142,6 +142,7 @@ impl PoolRun<'_> {
             generation: create.key.generation,
             provider: create.provider.clone(),
             provider_id: Some(observed.provider_id),
+            attempt: observed.attempt,
             recorded: true,
             observed: true,
         };

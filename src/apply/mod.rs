@@ -135,6 +135,9 @@ async fn apply_pool(
         Ok(run) => run,
         Err(error) => {
             outcome.skipped = total;
+            if let StepError::Worker(_) = &error {
+                outcome.skipped = total.saturating_sub(1);
+            }
             match error {
                 StepError::State(error) => outcome.stopped_by = Some(error),
                 StepError::Worker(why) => {
@@ -159,6 +162,18 @@ fn worker_of(plan: &PoolPlan) -> impl Fn(&Step) -> WorkerName + '_ {
         let old = step.update.as_ref().or(step.delete.first()).map(|old| old.generation);
         plan.worker(step.slot, coming.or(old).unwrap_or_default())
     }
+}
+
+/// A secret that is not the one that was planned would make something else than what was approved.
+fn verify_secrets(plan: &PoolPlan, resolved: &Resolved) -> Result<(), StepError> {
+    for (name, planned) in &plan.secrets {
+        let found = resolved.secrets.get(name);
+        if planned.is_some() && found.is_some_and(|found| found != planned) {
+            let what = format!("the secret {name} of its environment is another one now");
+            return Err(StepError::State(StateError::Moved { pool: plan.pool.clone(), what }));
+        }
+    }
+    Ok(())
 }
 
 /// One pool's part of a run.
@@ -186,6 +201,7 @@ impl<'a> PoolRun<'a> {
             None => None,
             Some(spec) => {
                 let resolved = (applier.resolver)(&spec).map_err(StepError::Worker)?;
+                verify_secrets(plan, &resolved)?;
                 let hash = spec.hash();
                 let recorded = RecordedSpec { spec, hash, secrets: resolved.secrets };
                 Some((resolved.spec, Arc::new(recorded)))

@@ -253,7 +253,7 @@ impl PoolRun<'_> {
         retrying: &Retrying<'_>,
     ) -> Result<Result<(), String>, StepError> {
         let reference = self.reference(name, old.provider_id.clone());
-        let request = &DeleteRequest { worker: reference.clone() };
+        let request = &DeleteRequest { worker: reference.clone(), attempt: old.attempt };
         let answer =
             self.repeat(&old.provider, name, retrying, |provider| provider.delete(request)).await?;
         match answer {

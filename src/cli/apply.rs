@@ -21,7 +21,7 @@ use crate::apply::PoolOutcome;
 use crate::plan::{self, Plan, PlanMode, Summary};
 use crate::pool::Reconciler;
 use crate::render;
-use crate::state::{PoolLock, Store, WhenMissing, holder};
+use crate::state::{PoolLock, StateError, Store, WhenMissing, holder};
 use crate::worker::PoolId;
 
 #[derive(Debug, Args)]
@@ -47,6 +47,18 @@ pub(super) struct DestroyArguments {
     planning: PlanningArgs,
     #[command(flatten)]
     applying: ApplyingArgs,
+}
+
+impl Arguments {
+    pub(super) fn wants_json(&self) -> bool {
+        self.applying.json
+    }
+}
+
+impl DestroyArguments {
+    pub(super) fn wants_json(&self) -> bool {
+        self.applying.json
+    }
 }
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
@@ -76,8 +88,12 @@ async fn fresh(
     applying: &ApplyingArgs,
 ) -> Result<Exit, CliError> {
     let pools = load(context, paths, mode)?;
-    let what = if mode == PlanMode::Destroy { "pool destroy" } else { "pool apply" };
-    let store = context.open(what, WhenMissing::Create)?;
+    // Where there is no state there is nothing to destroy, and no reason to make one.
+    let (what, when_missing) = match mode {
+        PlanMode::Destroy => ("pool destroy", WhenMissing::Pretend),
+        PlanMode::Converge => ("pool apply", WhenMissing::Create),
+    };
+    let store = context.open(what, when_missing)?;
     let options = options(planning, mode, paths, &pools);
     let mut concerned = store.pool_ids().await?;
     concerned.extend(pools.iter().map(|pool| pool.config.pool_id.clone()));
@@ -108,7 +124,7 @@ async fn fresh(
         carry_out(context, &reconciler, &planned.plan, &locks, applying.json).await
     };
     let outcome = run.await;
-    heart.abort();
+    rest(heart).await;
     unlock(&store, &locks).await;
     outcome
 }
@@ -149,13 +165,13 @@ async fn saved(context: &Context, plan: Plan, arguments: &Arguments) -> Result<E
         carry_out(context, &reconciler, &plan, &locks, applying.json).await
     };
     let outcome = run.await;
-    heart.abort();
+    rest(heart).await;
     unlock(&store, &locks).await;
     outcome
 }
 
 fn show(context: &Context, plan: &Plan, json: bool) {
-    let printer = context.printer;
+    let printer = &context.printer;
     if json {
         for line in render::plan_events(plan, context.world.clock.now()) {
             printer.json_line(&line);
@@ -198,12 +214,12 @@ async fn carry_out(
     let (display, observer) = Display::start(context, plan, json);
     let outcomes = reconciler.apply(plan, locks, observer).await;
     display.finish().await;
-    Ok(report(context, &outcomes?, json))
+    Ok(report(context, &outcomes?, plan.mode, json))
 }
 
 /// Says what came of it.
-fn report(context: &Context, outcomes: &[PoolOutcome], json: bool) -> Exit {
-    let printer = context.printer;
+fn report(context: &Context, outcomes: &[PoolOutcome], mode: PlanMode, json: bool) -> Exit {
+    let printer = &context.printer;
     let done = outcomes.iter().fold(Summary::default(), |sum, outcome| Summary {
         add: sum.add + outcome.done.add,
         change: sum.change + outcome.done.change,
@@ -211,11 +227,16 @@ fn report(context: &Context, outcomes: &[PoolOutcome], json: bool) -> Exit {
     });
     let complete = outcomes.iter().all(PoolOutcome::is_complete);
     if json {
-        printer.json_line(&render::apply_summary_json(done, complete, context.world.clock.now()));
+        printer.json_line(&render::apply_summary_json(
+            done,
+            complete,
+            mode,
+            context.world.clock.now(),
+        ));
     } else {
         printer.data(&format!(
             "\n{}\n",
-            printer.look.strong(&render::apply_summary_text(done, complete))
+            printer.look.strong(&render::apply_summary_text(done, complete, mode))
         ));
     }
     if complete {
@@ -233,13 +254,23 @@ fn report(context: &Context, outcomes: &[PoolOutcome], json: bool) -> Exit {
         }
     }
     let stopped = outcomes.iter().find_map(|outcome| outcome.stopped_by.clone());
-    if let Some(hint) = stopped.as_ref().and_then(crate::state::StateError::hint) {
+    if failed == 0
+        && let Some(error) = &stopped
+    {
+        text.push_str(&format!("{} {error}\n", printer.error_look.removed("error:")));
+    }
+    if let Some(hint) = stopped.as_ref().and_then(StateError::hint) {
         text.push_str(&format!("{} {hint}\n", printer.error_look.strong("hint:")));
     }
     let rest = if skipped > 0 { format!(", {skipped} not begun") } else { String::new() };
     text.push_str(&format!("{failed} failed{rest}; run again to go on from here\n"));
     printer.error(&text);
-    Exit::Partial
+    // Nothing was begun under a plan that no longer holds: that is stale, not partly applied.
+    let nothing_begun = done == Summary::default() && failed == 0;
+    match stopped {
+        Some(StateError::Moved { .. }) if nothing_begun => Exit::Stale,
+        Some(_) | None => Exit::Partial,
+    }
 }
 
 /// Renews the locks while the run lasts.
@@ -256,6 +287,12 @@ fn beat(store: &Store, locks: &BTreeMap<PoolId, PoolLock>) -> tokio::task::JoinH
             }
         }
     })
+}
+
+/// Ends the heartbeat, and waits until it holds the state no more: it is closed with its last user.
+async fn rest(heart: tokio::task::JoinHandle<()>) {
+    heart.abort();
+    let _aborted = heart.await.is_err();
 }
 
 async fn unlock(store: &Store, locks: &BTreeMap<PoolId, PoolLock>) {

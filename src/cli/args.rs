@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, CommandFactory, ValueEnum};
 
 use crate::config::HumanDuration;
@@ -25,7 +26,13 @@ pub(super) struct GlobalArgs {
     )]
     pub state: PathBuf,
     /// Refuse to start a fresh state: a pipeline on a throw-away machine would build a second fleet
-    #[arg(long, global = true, env = "POOL_REQUIRE_STATE", help_heading = "Global")]
+    #[arg(
+        long,
+        global = true,
+        env = "POOL_REQUIRE_STATE",
+        value_parser = FalseyValueParser::new(),
+        help_heading = "Global"
+    )]
     pub require_state: bool,
     /// When to use colour
     #[arg(long, global = true, value_enum, default_value = "auto", help_heading = "Global")]
@@ -108,7 +115,11 @@ pub(super) fn with_two_dashes<C: CommandFactory>(arguments: Vec<OsString>) -> Ve
                 return argument;
             };
             let name = rest.split('=').next().unwrap_or_default();
-            if known.iter().any(|long| long == name) { format!("-{text}").into() } else { argument }
+            // Three letters or more were meant as a word, known or not: the message is about the word then.
+            let is_word =
+                name.len() > 2 && name.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+            let is_known = known.iter().any(|long| long == name);
+            if is_known || is_word { format!("-{text}").into() } else { argument }
         })
         .collect()
 }

@@ -22,7 +22,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
     let pools = context.load(&arguments.paths)?;
-    let printer = context.printer;
+    let printer = &context.printer;
     if arguments.json {
         let pools: Vec<Value> = pools
             .iter()

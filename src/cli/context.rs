@@ -13,6 +13,7 @@ use super::World;
 use super::args::GlobalArgs;
 use super::error::CliError;
 use super::output::Printer;
+use super::plan_file;
 use crate::clock::Stopwatch;
 use crate::config::{self, LoadedPool, Surroundings};
 use crate::plan::Plan;
@@ -37,6 +38,15 @@ pub(super) struct Context {
 impl Context {
     /// Reads and checks config files.
     pub(super) fn load(&self, paths: &[PathBuf]) -> Result<Vec<LoadedPool>, CliError> {
+        for path in paths {
+            if plan_file::is_one(path) {
+                let path = path.display();
+                return Err(CliError::usage(
+                    format!("{path} is a saved plan, where a config is wanted"),
+                    format!("show it with `pool show {path}`, or apply it alone"),
+                ));
+            }
+        }
         let sources = config::read(paths, io::stdin().lock())?;
         let providers = known_providers();
         let around = Surroundings { environment: &self.world.environment, providers: &providers };
@@ -72,7 +82,7 @@ impl Context {
         let providers = open_providers(&names, &self.provider_settings()?)?;
         let environment = Arc::new(self.world.environment.clone());
         Ok(Reconciler {
-            secrets: Secrets::new(environment, store.secret_key().clone()),
+            secrets: Secrets::new(environment, store.secret_key()),
             store,
             providers,
             clock: self.world.clock.clone(),

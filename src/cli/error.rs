@@ -47,6 +47,38 @@ impl CliError {
         }
     }
 
+    /// Returns what is wrong as diagnostics: summary and detail.
+    pub fn diagnostics(&self) -> Vec<(String, String)> {
+        match self {
+            Self::Config(report) => report
+                .diagnostics
+                .iter()
+                .map(|found| {
+                    let place = found.location.as_ref().map(|at| report.sources.describe(at));
+                    let summary = match place {
+                        Some(place) => format!("{place}: {}", found.summary),
+                        None => found.summary.clone(),
+                    };
+                    (summary, found.help.clone().unwrap_or_default())
+                })
+                .collect(),
+            Self::Refused(refusals) => refusals
+                .iter()
+                .map(|refusal| {
+                    (render::refusal_text(refusal), render::refusal_hint(refusal).to_owned())
+                })
+                .collect(),
+            Self::Usage { message, hint } => {
+                vec![(message.clone(), hint.clone().unwrap_or_default())]
+            }
+            Self::Stale(message) => vec![(message.clone(), "make a new plan".to_owned())],
+            Self::Failed(error) => {
+                let hint = state_error(error).and_then(StateError::hint).unwrap_or_default();
+                vec![(format!("{error:#}"), hint)]
+            }
+        }
+    }
+
     /// Says what is wrong, why, and what to do.
     pub fn text(&self, look: Look) -> String {
         let head = |message: &str| format!("{} {message}\n", look.removed("error:"));

@@ -37,7 +37,7 @@ use self::args::{Colour, GlobalArgs};
 use self::context::Context;
 use self::output::Printer;
 use crate::clock::{Clock, Entropy};
-use crate::render::Look;
+use crate::render::{self, Look};
 
 /// Everything outside, read once.
 #[derive(Debug, Clone)]
@@ -98,6 +98,17 @@ enum Command {
     Version(version::Arguments),
 }
 
+impl Command {
+    /// Whether errors are wanted as event lines too, beside what people read.
+    fn wants_json(&self) -> bool {
+        match self {
+            Self::Apply(arguments) => arguments.wants_json(),
+            Self::Destroy(arguments) => arguments.wants_json(),
+            _ => false,
+        }
+    }
+}
+
 /// Runs the command line.
 pub fn run(mut world: World) -> Exit {
     let arguments = args::with_two_dashes::<Cli>(std::mem::take(&mut world.arguments));
@@ -106,12 +117,24 @@ pub fn run(mut world: World) -> Exit {
         Err(error) => return usage(&error, &world),
     };
     let printer = printer(&cli.global, &world);
-    match start(world, cli, printer) {
-        Ok(exit) => exit,
-        Err(error) => {
-            printer.error(&error.text(printer.error_look));
-            error.exit()
+    let json = cli.command.wants_json();
+    let clock = world.clock.clone();
+    let exit = start(world, cli, printer.clone()).unwrap_or_else(|error| {
+        if json {
+            let lines = render::diagnostic_events(&error.diagnostics(), clock.now());
+            for line in lines {
+                printer.json_line(&line);
+            }
         }
+        printer.error(&error.text(printer.error_look));
+        error.exit()
+    });
+    match printer.failure() {
+        Some(why) => {
+            printer.error(&format!("error: writing the output: {why}\n"));
+            Exit::Error
+        }
+        None => exit,
     }
 }
 
@@ -120,7 +143,7 @@ fn usage(error: &clap::Error, world: &World) -> Exit {
     let colour = coloured(Colour::Auto, world, world.stderr_is_terminal);
     let text = if colour { error.render().ansi().to_string() } else { error.render().to_string() };
     let look = Look { colour, width: world.width.unwrap_or(80) };
-    let printer = Printer { look, error_look: look, quiet: false };
+    let printer = Printer::new(look, look, false);
     if error.use_stderr() {
         printer.error(&text);
         Exit::Error
@@ -131,6 +154,7 @@ fn usage(error: &clap::Error, world: &World) -> Exit {
 }
 
 fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
+    let messages = printer.clone();
     if let Some(folder) = &cli.global.chdir {
         std::env::set_current_dir(folder)
             .with_context(|| format!("changing to the folder {}", folder.display()))?;
@@ -153,7 +177,7 @@ fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
     });
     runtime.shutdown_background();
     if matches!(outcome, Ok(Exit::Interrupted)) {
-        printer.error("interrupted; run again to go on from here\n");
+        messages.error("interrupted; run again to go on from here\n");
     }
     outcome
 }
@@ -178,11 +202,7 @@ fn printer(global: &GlobalArgs, world: &World) -> Printer {
     let wanted = if global.no_color { Colour::Never } else { global.color };
     let width = world.width.unwrap_or(100);
     let look = |is_terminal| Look { colour: coloured(wanted, world, is_terminal), width };
-    Printer {
-        look: look(world.stdout_is_terminal),
-        error_look: look(world.stderr_is_terminal),
-        quiet: global.quiet,
-    }
+    Printer::new(look(world.stdout_is_terminal), look(world.stderr_is_terminal), global.quiet)
 }
 
 /// Flag, then NO_COLOR (no-color.org), then CLICOLOR_FORCE, then the terminal.

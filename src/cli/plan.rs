@@ -47,7 +47,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     let planned = reconciler.plan(&desired, &options, arguments.planning.refresh).await?;
     check_addresses(&options, &pools, &planned.recorded)?;
     let plan = planned.plan;
-    let printer = context.printer;
+    let printer = &context.printer;
     if arguments.json {
         printer.json(&render::plan_json(&plan));
     } else {
@@ -101,6 +101,20 @@ pub(super) fn check_addresses(
     pools: &[LoadedPool],
     recorded: &[RecordedPool],
 ) -> Result<(), CliError> {
+    for address in &options.replace {
+        let targets = &options.targets;
+        let covered = |slot| targets.iter().any(|target| target.covers(&address.pool, slot));
+        let narrowed_away = match address.slot {
+            Some(slot) => !targets.is_empty() && !covered(slot),
+            None => !targets.is_empty() && !targets.iter().any(|t| t.pool == address.pool),
+        };
+        if options.mode == PlanMode::Destroy || narrowed_away {
+            return Err(CliError::usage(
+                format!("--replace {address} would do nothing in this run"),
+                "leave it out, or leave --target or --destroy out",
+            ));
+        }
+    }
     for address in options.targets.iter().chain(&options.replace) {
         let desired = pools.iter().find(|pool| pool.config.pool_id == address.pool);
         let known = recorded.iter().find(|pool| pool.id == address.pool && !pool.is_gone());

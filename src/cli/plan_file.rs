@@ -1,7 +1,7 @@
 //! Saved plans: JSON, private to their user, without any secret, recognised by their content.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -42,14 +42,21 @@ pub(super) fn write(path: &Path, plan: &Plan) -> Result<(), CliError> {
     Ok(write().with_context(|| format!("writing the plan file {}", path.display()))?)
 }
 
+/// Returns whether the file is a saved plan; one that was cut short is still meant to be one.
+pub(super) fn is_one(path: &Path) -> bool {
+    let mut head = [0; 64];
+    let read = File::open(path).and_then(|mut file| file.read(&mut head));
+    let head = String::from_utf8_lossy(&head[..read.unwrap_or(0)]).into_owned();
+    let bare: String = head.chars().filter(|c| !c.is_whitespace()).collect();
+    bare.starts_with(&format!("{{\"format\":\"{FORMAT}\""))
+}
+
 /// Reads the file as a plan; `None` when it is something else.
 pub(super) fn read(path: &Path) -> Result<Option<Plan>, CliError> {
-    let Ok(text) = std::fs::read(path) else { return Ok(None) };
-    let is_plan = serde_json::from_slice::<Envelope<serde::de::IgnoredAny>>(&text)
-        .is_ok_and(|envelope| envelope.format == FORMAT);
-    if !is_plan {
+    if !is_one(path) {
         return Ok(None);
     }
+    let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let broken = |error: serde_json::Error| {
         CliError::usage(
             format!("the plan file {} is damaged: {error}", path.display()),

@@ -37,7 +37,7 @@ impl Display {
         let bar = (context.world.stderr_is_terminal && !context.printer.quiet && !json)
             .then(progress_bar);
         let screen = Screen {
-            printer: context.printer,
+            printer: context.printer.clone(),
             clock: context.world.clock.clone(),
             json,
             bar,

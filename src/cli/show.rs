@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::Args;
 
 use super::context::Context;
@@ -22,13 +23,14 @@ pub(super) struct Arguments {
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
     let path = &arguments.path;
+    std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
     let Some(plan) = plan_file::read(path)? else {
         return Err(CliError::usage(
             format!("{} is not a saved plan", path.display()),
             "make one with: pool plan CONFIG --out FILE",
         ));
     };
-    let printer = context.printer;
+    let printer = &context.printer;
     if arguments.json {
         printer.json(&render::plan_json(&plan));
     } else {

@@ -46,9 +46,20 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     let recorded = store.load().await?;
     let pools: Vec<StaticPoolState> =
         recorded.iter().filter(|pool| !pool.is_gone()).map(StaticPoolState::of).collect();
-    let printer = context.printer;
+    let printer = &context.printer;
     match &arguments.command {
         StateCommand::List { addresses, json } => {
+            for address in addresses {
+                let covers = |pool: &StaticPoolState| {
+                    pool.workers.iter().any(|worker| address.covers(&pool.pool, worker.slot))
+                };
+                if !pools.iter().any(covers) {
+                    return Err(CliError::usage(
+                        format!("no worker is recorded at {address}"),
+                        "list them all with: pool state list",
+                    ));
+                }
+            }
             let listed = pools.iter().flat_map(|pool| {
                 pool.workers.iter().filter(|worker| {
                     addresses.is_empty()

@@ -18,7 +18,7 @@ pub(super) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Exit with 1 unless every wanted worker is ready
+    /// Exit with 1 unless pools are recorded and every wanted worker is ready
     #[arg(long)]
     check: bool,
 }
@@ -45,7 +45,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
             ));
         }
     }
-    let printer = context.printer;
+    let printer = &context.printer;
     if arguments.json {
         printer.json(&serde_json::json!({ "format_version": "1.0", "pools": pools }));
     } else if pools.is_empty() {
@@ -55,6 +55,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
         let workers = render::worker_table(&pools, now, printer.look);
         printer.data(&format!("{}\n{workers}", render::status_table(&pools, printer.look)));
     }
-    let converged = pools.iter().all(StaticPoolState::is_converged);
+    // A gate that nothing passed through yet is closed.
+    let converged = !pools.is_empty() && pools.iter().all(StaticPoolState::is_converged);
     Ok(if arguments.check && !converged { Exit::Error } else { Exit::Done })
 }

@@ -21,7 +21,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
-    let printer = context.printer;
+    let printer = &context.printer;
     match context.load(&arguments.paths) {
         Ok(_) if arguments.json => {
             printer.json(&render::report_json(&Report::default()));

@@ -14,8 +14,8 @@ use super::check::{self, KnownProviders};
 use super::diagnostic::{Diagnostic, Report, Source, Sources};
 use super::document::{self, Document};
 use super::overrides::{self, Override};
-use super::pointer::{dotted, escape};
-use super::schema;
+use super::pointer::{dotted, escape, unescape};
+use super::schema::{self, Violation};
 use super::types::StaticPoolConfig;
 
 /// A config of 100,000 pools would be smaller; stops a file that was given by mistake.
@@ -221,6 +221,7 @@ impl Loader<'_> {
     ) {
         let violations = schema::violations(&document.value);
         if !violations.is_empty() {
+            self.check_the_rest(document, &violations, set);
             for violation in violations {
                 let location = if violation.at_key {
                     document.key_at(&violation.pointer)
@@ -251,6 +252,44 @@ impl Loader<'_> {
         }
     }
 
+    /// Checks the rules between fields of pools that are wrong in other ways, as far as they can still
+    /// be understood: unknown keys do not keep anybody from that.
+    fn check_the_rest(
+        &mut self,
+        document: &Document,
+        violations: &[Violation],
+        set: &BTreeMap<String, String>,
+    ) {
+        for base in bases(&document.value) {
+            let mut value = document.value.clone();
+            for violation in violations.iter().filter(|violation| violation.is_unknown_key()) {
+                let Some((parent, key)) = violation.pointer.rsplit_once('/') else { continue };
+                if let Some(Value::Object(object)) = value.pointer_mut(parent) {
+                    object.remove(&unescape(key));
+                }
+            }
+            let pool = value.pointer(&base).cloned().unwrap_or_default();
+            if let Ok(config) = serde_json::from_value::<StaticPoolConfig>(pool) {
+                self.check(document, &base, &config, set);
+            }
+        }
+    }
+
+    fn check(
+        &mut self,
+        document: &Document,
+        base: &str,
+        config: &StaticPoolConfig,
+        set: &BTreeMap<String, String>,
+    ) {
+        for (at, found) in check::check(config, self.around.providers) {
+            let pointer = format!("{base}{at}");
+            let location = document.value_at(&pointer);
+            let found = found.on(dotted(&pointer)).at(Some(location));
+            self.diagnostics.push(blame(found, set, &pointer));
+        }
+    }
+
     fn pool(
         &mut self,
         document: &Document,
@@ -259,12 +298,7 @@ impl Loader<'_> {
         config: StaticPoolConfig,
         set: &BTreeMap<String, String>,
     ) -> LoadedPool {
-        for (at, found) in check::check(&config, self.around.providers) {
-            let pointer = format!("{base}{at}");
-            let location = document.value_at(&pointer);
-            let found = found.on(dotted(&pointer)).at(Some(location));
-            self.diagnostics.push(blame(found, set, &pointer));
-        }
+        self.check(document, base, &config, set);
         let effective = serde_json::to_value(&config).unwrap_or_default();
         let mut origins = BTreeMap::new();
         leaves(&effective, &mut String::new(), &mut |pointer| {

@@ -96,16 +96,18 @@ pub struct HealthCheckConfig {
     #[serde(rename = "type")]
     #[schemars(example = &"http")]
     pub kind: HealthCheckKind,
-    /// How often a worker is probed.
+    /// How often a worker is probed: a new one until it is healthy, at most for `provisioning.timeout`.
     #[schemars(example = &"5s")]
     pub interval: HumanDuration,
     /// How long a probe may take before it counts as failed.
     #[schemars(example = &"2s")]
     pub timeout: HumanDuration,
-    /// After how many failed probes in a row a worker is unhealthy.
+    /// After how many failed probes in a row a worker is unhealthy. A new worker has until
+    /// `provisioning.timeout`.
     #[schemars(range(min = 1, max = 100), example = 3)]
     pub unhealthy_threshold: u32,
-    /// After how many passed probes in a row a worker is healthy.
+    /// After how many passed probes in a row a worker is healthy. More than 1 makes sure that a program
+    /// does not end right after its start.
     #[schemars(range(min = 1, max = 100), example = 1)]
     pub healthy_threshold: u32,
     /// How long after its creation failed probes do not count.
@@ -120,7 +122,8 @@ pub struct HealthCheckConfig {
     #[schemars(with = "u16", range(min = 1, max = 65_535), example = 8080)]
     pub port: Option<u16>,
     /// Added to the port once for each slot number: workers on one host listen on `port`,
-    /// `port + port_step`, and so on. A process finds its slot in `POOL_SLOT`.
+    /// `port + port_step`, and so on. A process finds its slot in `POOL_SLOT`. On one host a slot's old
+    /// worker goes before its new one comes, because both need the port.
     #[schemars(range(min = 0, max = 1000), example = 1)]
     pub port_step: u16,
     /// The path that an `http` probe asks for. Any status from 200 to 399 passes.
@@ -191,7 +194,8 @@ impl Default for UpdateConfig {
 #[schemars(title = "Guards")]
 pub struct GuardsConfig {
     /// Refuses a run that would delete more of the pool's workers than this without replacing them;
-    /// a percentage is of the recorded workers and rounds down. Off by default.
+    /// a percentage is of the recorded workers and rounds down. The stricter of what is recorded and what
+    /// the file says counts. Off by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "CountOrPercent", example = &"25%")]
     pub max_destroy: Option<CountOrPercent>,

@@ -112,8 +112,21 @@ pub(crate) struct Violation {
     pub(crate) pointer: String,
     /// Whether the key is at fault, and not its value.
     pub(crate) at_key: bool,
+    /// The key that is missing, if one is.
+    missing: Option<String>,
     /// What is wrong; not yet placed in the text.
     pub(crate) diagnostic: Diagnostic,
+}
+
+impl Violation {
+    fn new(pointer: String, at_key: bool, diagnostic: Diagnostic) -> Self {
+        Self { pointer, at_key, missing: None, diagnostic }
+    }
+
+    /// Returns whether a key is given that the schema does not know.
+    pub(crate) fn is_unknown_key(&self) -> bool {
+        self.diagnostic.rule == "unknown-key"
+    }
 }
 
 /// Returns everything in `document` that breaks the schema.
@@ -126,9 +139,23 @@ pub(crate) fn violations(document: &Value) -> Vec<Violation> {
         );
         let help = "start with `pool_id:`, or with `version: 1` and `pools:`";
         let diagnostic = Diagnostic::error("wrong-type", summary).help(help);
-        return vec![Violation { pointer: String::new(), at_key: false, diagnostic }];
+        return vec![Violation::new(String::new(), false, diagnostic)];
     }
-    validator.iter_errors(document).flat_map(|error| explain(&error, schema)).collect()
+    let mut found: Vec<Violation> =
+        validator.iter_errors(document).flat_map(|error| explain(&error, schema)).collect();
+    // A misspelt key is one mistake, not also the lack of the right one.
+    let misspelt: Vec<(String, String)> = found
+        .iter()
+        .filter_map(|violation| {
+            let parent = violation.pointer.rsplit_once('/')?.0.to_owned();
+            Some((parent, violation.diagnostic.replacement.clone()?))
+        })
+        .collect();
+    found.retain(|violation| {
+        let lacks = violation.missing.as_ref();
+        !lacks.is_some_and(|key| misspelt.contains(&(violation.pointer.clone(), key.clone())))
+    });
+    found
 }
 
 /// Returns the JSON type or types that the schema wants at `path` of a pool, and the keys that it knows
@@ -149,11 +176,7 @@ fn explain(error: &ValidationError<'_>, schema: &Value) -> Vec<Violation> {
     let shown = dotted(&pointer);
     let name = shown.rsplit('.').next().unwrap_or_default().to_owned();
     let at_value = |diagnostic: Diagnostic| {
-        vec![Violation {
-            pointer: pointer.clone(),
-            at_key: false,
-            diagnostic: diagnostic.on(&shown),
-        }]
+        vec![Violation::new(pointer.clone(), false, diagnostic.on(&shown))]
     };
     match error.kind() {
         ValidationErrorKind::AdditionalProperties { unexpected } => {
@@ -167,14 +190,16 @@ fn explain(error: &ValidationError<'_>, schema: &Value) -> Vec<Violation> {
             let summary = format!("{within} lacks `{property}`");
             let found =
                 Diagnostic::error("missing-key", summary).help(format!("add `{property}:`"));
-            vec![Violation { at_key: true, diagnostic: found.on(&shown), pointer }]
+            let missing = Some(property.to_owned());
+            vec![Violation { missing, ..Violation::new(pointer, true, found.on(&shown)) }]
         }
         ValidationErrorKind::Type { kind } => {
             let wanted = wanted_types(kind);
             let got = type_name(error.instance());
             let summary = format!("`{name}` must be {wanted}, and is {got}");
             let found = Diagnostic::error("wrong-type", summary);
-            at_value(match wrong_type_hint(&wanted, error.instance()) {
+            let is_duration = pattern_of(schema, error.schema_path().as_str()).contains("ms)");
+            at_value(match wrong_type_hint(&wanted, error.instance(), is_duration) {
                 Some(hint) => found.help(hint),
                 None => found,
             })
@@ -193,6 +218,10 @@ fn explain(error: &ValidationError<'_>, schema: &Value) -> Vec<Violation> {
             let summary = format!("`{name}` cannot be {}", error.instance());
             at_value(Diagnostic::error("bad-format", summary).help(example))
         }
+        ValidationErrorKind::MinLength { .. } => at_value(
+            Diagnostic::error("empty", format!("`{name}` must not be empty"))
+                .help(example(schema, error.schema_path().as_str())),
+        ),
         ValidationErrorKind::MinProperties { .. } | ValidationErrorKind::MaxProperties { .. } => {
             at_value(
                 Diagnostic::error(
@@ -217,7 +246,7 @@ fn unknown_key(pointer: &str, key: &str, known: &[String]) -> Violation {
         .on(dotted(&inner))
         .help(help)
         .instead(meant.map(str::to_owned));
-    Violation { pointer: inner, at_key: true, diagnostic }
+    Violation::new(inner, true, diagnostic)
 }
 
 fn not_an_option(name: &str, error: &ValidationError<'_>, options: &Value) -> Diagnostic {
@@ -277,8 +306,19 @@ fn type_name(value: &Value) -> String {
     }
 }
 
-fn wrong_type_hint(wanted: &str, value: &Value) -> Option<String> {
+fn pattern_of<'s>(schema: &'s Value, schema_path: &str) -> &'s str {
+    let parent = schema_path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let pattern = schema.pointer(parent).and_then(|parent| parent.get("pattern"));
+    pattern.and_then(Value::as_str).unwrap_or_default()
+}
+
+fn wrong_type_hint(wanted: &str, value: &Value, is_duration: bool) -> Option<String> {
     match value {
+        Value::Number(number) if is_duration => Some(format!("say which unit: {number}s")),
+        Value::String(text) if wanted.contains("true or false") => {
+            let truth = matches!(text.as_str(), "yes" | "on" | "y" | "Yes" | "On" | "True");
+            Some(format!("write {truth}"))
+        }
         Value::String(text) if wanted.contains("number") && text.parse::<i64>().is_ok() => {
             Some(format!("leave the quotes out: {text}"))
         }

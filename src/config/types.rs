@@ -45,8 +45,9 @@ pub struct StaticPoolConfig {
     /// What a run must not do to this pool.
     #[serde(default)]
     pub guards: GuardsConfig,
-    /// Refuses to delete the whole pool. Recorded in the state, so that removing the pool from the files
-    /// does not remove the protection: apply `protect: false` first.
+    /// Refuses every run that would leave the pool without workers. Recorded in the state, so that neither
+    /// removing the pool from the files nor `protect: false` in the same change takes it off: apply
+    /// `protect: false` first.
     #[serde(default)]
     #[schemars(example = true)]
     pub protect: bool,
@@ -127,7 +128,8 @@ pub struct StaticWorkerConfig {
     #[schemars(example = ["ci"])]
     pub tags: Vec<String>,
     /// The worker's environment. A value is a text, or names where to read a secret:
-    /// `{from_env: NAME}` or `{from_file: PATH}`. Secrets are never stored or shown.
+    /// `{from_env: NAME}` or `{from_file: PATH}`, relative to where `pool` runs. Secrets are never stored
+    /// or shown.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(example = serde_json::json!({ "STAGE": "ci", "TOKEN": { "from_env": "CI_TOKEN" } }))]
     pub environment: BTreeMap<String, EnvironmentValue>,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::input::{PlanInput, PlanMode, RecordedPool};
 use super::types::{Action, Plan, PoolPlan, Refusal};
+use crate::config::StaticPoolConfig;
 use crate::worker::PoolId;
 
 /// Returns why a plan that is being made must not be applied.
@@ -38,13 +39,17 @@ pub fn pool_refusals(plan: &Plan, recorded: &[RecordedPool]) -> Vec<Refusal> {
     refusals
 }
 
-/// A pool that the files still name is protected as they say; one that they drop, as is recorded.
+/// Protected as is recorded or as the files say: taking the protection off is a change of its own.
 fn is_protected(pool: &PoolPlan, recorded: Option<&RecordedPool>) -> bool {
+    configs(pool, recorded).any(|config| config.protect)
+}
+
+fn configs<'a>(
+    pool: &'a PoolPlan,
+    recorded: Option<&'a RecordedPool>,
+) -> impl Iterator<Item = &'a StaticPoolConfig> {
     let applied = recorded.and_then(|recorded| recorded.applied.as_ref());
-    match &pool.config {
-        Some(config) => config.protect,
-        None => applied.is_some_and(|applied| applied.config.protect),
-    }
+    applied.map(|applied| &applied.config).into_iter().chain(pool.config.as_ref())
 }
 
 /// Shrinking a pool to nothing is deleting it by another name.
@@ -60,9 +65,11 @@ fn deletes_the_pool(pool: &PoolPlan) -> bool {
 fn too_many(pool: &PoolPlan, recorded: Option<&RecordedPool>) -> Option<Refusal> {
     let recorded = recorded?;
     let workers = u32::try_from(recorded.workers.len()).unwrap_or(u32::MAX);
-    // A pool that the files still name is guarded as they say; one that they drop, as is recorded.
-    let applied = recorded.applied.as_ref().map(|applied| &applied.config);
-    let limit = pool.config.as_ref().or(applied)?.guards.max_destroy?.of_rounded_down(workers);
+    // The stricter of what is recorded and what the files say: lifting a guard is a change of its own.
+    let limit = configs(pool, Some(recorded))
+        .filter_map(|config| config.guards.max_destroy)
+        .map(|limit| limit.of_rounded_down(workers))
+        .min()?;
     let planned = pool
         .steps
         .iter()

@@ -159,6 +159,8 @@ pub struct RecordedWorker {
     pub provider: String,
     /// The provider's id, once it is known.
     pub provider_id: Option<String>,
+    /// The latest attempt to create it.
+    pub attempt: u32,
     /// What it was made from.
     pub spec: Arc<RecordedSpec>,
     /// Where it can be reached.

@@ -75,7 +75,8 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         place: desired.map(|desired| desired.place.clone()).unwrap_or_default(),
         overridden: desired.map(|desired| desired.overridden.clone()).unwrap_or_default(),
         settings: pool.settings(!steps.is_empty()),
-        records_config: !pool.input.is_narrowed_within(pool.id),
+        records_config: pool.records_config(),
+        secrets: desired.map(|desired| desired.secrets.clone()).unwrap_or_default(),
         specs_before,
         budget: pool.budget(&slots, batches),
         steps,
@@ -115,11 +116,18 @@ impl<'a> PoolInput<'a> {
         }
     }
 
+    /// A run that is narrowed to slots does not touch what was applied to the whole pool; a pool that
+    /// nothing was applied to yet has to be known all the same.
+    fn records_config(&self) -> bool {
+        let known = self.recorded.is_some_and(|recorded| recorded.applied.is_some());
+        !known || !self.input.is_narrowed_within(self.id)
+    }
+
     /// Returns what has to be recorded and is not told by steps.
     fn settings(&self, has_steps: bool) -> Vec<FieldChange> {
         let applied = self.recorded.and_then(|recorded| recorded.applied.as_ref());
         match (applied, self.desired) {
-            _ if self.input.is_narrowed_within(self.id) => Vec::new(),
+            _ if !self.records_config() => Vec::new(),
             (Some(applied), Some(desired)) => {
                 compare::config_changes(&applied.config, &desired.config, has_steps)
             }
@@ -259,6 +267,12 @@ impl<'a> PoolInput<'a> {
             failure.is_some_and(|failure| failure.code == "out_of_capacity")
         });
         let observation = self.input.observed.get(self.provider());
+        // On one host a probe of the new worker's port would reach the old one.
+        let probes_a_port =
+            self.desired.is_some_and(|desired| desired.config.health_check.port.is_some());
+        if probes_a_port && observation.is_some_and(|o| o.description().one_host) {
+            return 0;
+        }
         let capacity = observation.and_then(|observation| {
             let taken = u32::try_from(observation.workers().len()).unwrap_or(u32::MAX);
             observation.description().capacity.map(|capacity| capacity.saturating_sub(taken))

@@ -94,6 +94,7 @@ impl Occupant<'_> {
                 .provider_id
                 .clone()
                 .or_else(|| self.seen.map(|seen| seen.provider_id.clone())),
+            attempt: self.recorded.attempt,
             recorded: true,
             observed: self.seen.is_some(),
         }
@@ -106,6 +107,7 @@ impl Stray<'_> {
             generation: self.worker.name.generation,
             provider: self.provider.to_owned(),
             provider_id: Some(self.worker.provider_id.clone()),
+            attempt: self.worker.attempt,
             recorded: false,
             observed: true,
         }

@@ -14,7 +14,7 @@ use pool_provider::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{CountOrPercent, StaticPoolConfig};
+use crate::config::{CountOrPercent, HealthCheckKind, StaticPoolConfig};
 use crate::desired::Spec;
 use crate::worker::{Generation, Phase, Slot, WorkerName};
 
@@ -65,6 +65,7 @@ fn description() -> Description {
         consistency: Consistency::Strong,
         settle: Duration::ZERO,
         in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
+        one_host: false,
         capacity: None,
     }
 }
@@ -116,6 +117,7 @@ fn recorded(line: &str) -> (RecordedWorker, bool) {
         phase_since: "2026-01-01T00:00:00Z".parse().unwrap(),
         provider: "sim".into(),
         provider_id: Some(format!("id-{slot}-{generation}")),
+        attempt: 1,
         spec: Arc::new(recorded),
         addresses: Vec::new(),
         attributes: BTreeMap::new(),
@@ -331,6 +333,24 @@ fn batches_take_max_surge_and_max_unavailable_together() {
 fn a_full_provider_is_replaced_destroy_first_one_at_a_time() {
     let full = Case { image: "b", description: |d| d.capacity = Some(3), ..Case::default() };
     full.check(
+        "0.1 ready a\n1.1 ready a\n2.1 ready b",
+        "1 replace-+ 0 replace_because_spec_changed +2 -1
+         2 replace-+ 1 replace_because_spec_changed +2 -1",
+    );
+}
+
+#[test]
+fn on_one_host_a_slots_port_is_free_before_its_new_worker_comes() {
+    let on_one_host = Case {
+        image: "b",
+        config: |config| {
+            config.health_check.kind = HealthCheckKind::Http;
+            config.health_check.port = Some(80);
+        },
+        description: |d| d.one_host = true,
+        ..Case::default()
+    };
+    on_one_host.check(
         "0.1 ready a\n1.1 ready a\n2.1 ready b",
         "1 replace-+ 0 replace_because_spec_changed +2 -1
          2 replace-+ 1 replace_because_spec_changed +2 -1",

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::input::PlanMode;
 use crate::config::{HealthCheckConfig, ProvisioningConfig, StaticPoolConfig};
-use crate::desired::Spec;
+use crate::desired::{SecretHashes, Spec};
 use crate::worker::{DeploymentId, Generation, PoolId, Slot, WorkerName};
 
 /// The version of the plan file. A minor step adds fields; a major step refuses older readers.
@@ -66,6 +66,9 @@ pub struct PoolPlan {
     pub drift: Vec<Drift>,
     /// What cannot be decided yet.
     pub waiting: Vec<Waiting>,
+    /// The hashes of the secrets that the plan was made with; `None` where one could not be read.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: SecretHashes,
     /// Who else works on the pool, in words.
     pub locked_by: Option<String>,
     /// What every moment of the run keeps to.
@@ -244,6 +247,8 @@ pub struct OldWorker {
     /// The provider's id, when it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider_id: Option<String>,
+    /// The latest attempt to create it.
+    pub attempt: u32,
     /// Whether the state has it.
     pub recorded: bool,
     /// Whether the provider reports it.

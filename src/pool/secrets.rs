@@ -17,12 +17,13 @@ use crate::state::SecretKey;
 #[derive(Debug, Clone)]
 pub struct Secrets {
     environment: Arc<BTreeMap<String, String>>,
-    key: SecretKey,
+    key: Option<SecretKey>,
 }
 
 impl Secrets {
-    /// Reads from `environment` and from files, and hashes with `key`.
-    pub fn new(environment: Arc<BTreeMap<String, String>>, key: SecretKey) -> Self {
+    /// Reads from `environment` and from files, and hashes with `key`; without a key, nothing is known of
+    /// any secret.
+    pub fn new(environment: Arc<BTreeMap<String, String>>, key: Option<SecretKey>) -> Self {
         Self { environment, key }
     }
 
@@ -43,8 +44,14 @@ impl Secrets {
 
     /// Returns the hashes of a spec's secrets; `None` for those that cannot be read now.
     pub fn hashes(&self, spec: &Spec) -> SecretHashes {
-        let hash = |source| self.read(source).ok().map(|secret| self.key.hash(&secret));
+        let hash = |source| Some(self.key.as_ref()?.hash(&self.read(source).ok()?));
         spec.secrets().into_iter().map(|(name, source)| (name.to_owned(), hash(source))).collect()
+    }
+
+    /// Returns the secrets of a spec that cannot be read now, and why.
+    pub fn unreadable(&self, spec: &Spec) -> Vec<String> {
+        let why = |(name, source)| Some(format!("{name}: {}", self.read(source).err()?));
+        spec.secrets().into_iter().filter_map(why).collect()
     }
 
     /// Returns what the provider gets, secrets included.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::plan_json::change_summary_json;
 use super::{Look, action_verb, reason_name};
 use crate::apply::{ApplyEvent, ApplyEventKind};
-use crate::plan::{Action, Plan, Summary};
+use crate::plan::{Action, Plan, PlanMode, Summary};
 use crate::worker::{Address, PoolId, Slot};
 
 /// Shows an event to a person; `None` for those that the counts tell already.
@@ -100,18 +100,34 @@ pub fn plan_events(plan: &Plan, at: Timestamp) -> Vec<Value> {
 }
 
 /// Shows what came of an apply as the last line of Terraform's `apply -json`.
-pub fn apply_summary_json(done: Summary, complete: bool, at: Timestamp) -> Value {
+pub fn apply_summary_json(done: Summary, complete: bool, mode: PlanMode, at: Timestamp) -> Value {
     let level = if complete { "info" } else { "error" };
-    let mut event = line("change_summary", level, &apply_summary_text(done, complete), at);
-    event["changes"] = change_summary_json(done, "apply");
+    let mut event = line("change_summary", level, &apply_summary_text(done, complete, mode), at);
+    let operation = if mode == PlanMode::Destroy { "destroy" } else { "apply" };
+    event["changes"] = change_summary_json(done, operation);
     event
 }
 
 /// Says what came of an apply, in Terraform's words.
-pub fn apply_summary_text(done: Summary, complete: bool) -> String {
+pub fn apply_summary_text(done: Summary, complete: bool, mode: PlanMode) -> String {
     let Summary { add, change, destroy } = done;
-    let how = if complete { "Apply complete!" } else { "Apply incomplete." };
-    format!("{how} Resources: {add} added, {change} changed, {destroy} destroyed.")
+    let how = if complete { "complete!" } else { "incomplete." };
+    match mode {
+        PlanMode::Destroy => format!("Destroy {how} Resources: {destroy} destroyed."),
+        PlanMode::Converge => {
+            format!("Apply {how} Resources: {add} added, {change} changed, {destroy} destroyed.")
+        }
+    }
+}
+
+/// Shows errors as Terraform's diagnostic lines.
+pub fn diagnostic_events(diagnostics: &[(String, String)], at: Timestamp) -> Vec<Value> {
+    let event = |(summary, detail): &(String, String)| {
+        let mut event = line("diagnostic", "error", &format!("Error: {summary}"), at);
+        event["diagnostic"] = json!({ "severity": "error", "summary": summary, "detail": detail });
+        event
+    };
+    diagnostics.iter().map(event).collect()
 }
 
 fn line(kind: &str, level: &str, message: &str, at: Timestamp) -> Value {

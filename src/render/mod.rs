@@ -13,7 +13,8 @@ mod status;
 
 pub use diagnostic::{report_json, report_text};
 pub use event::{
-    Progress, apply_summary_json, apply_summary_text, event_json, event_text, plan_events,
+    Progress, apply_summary_json, apply_summary_text, diagnostic_events, event_json, event_text,
+    plan_events,
 };
 pub use look::Look;
 pub use plan_json::{FORMAT_VERSION, plan_json};
@@ -44,7 +45,9 @@ pub(crate) fn reason_text(reason: Reason) -> &'static str {
         Reason::ReplaceBecauseDrift => "it is no longer what was created",
         Reason::ReplaceBecauseUnhealthy => "it is unhealthy",
         Reason::ReplaceBecauseFailed => "its creation failed",
-        Reason::ReplaceBecauseInterrupted => "a run was interrupted while it replaced the worker",
+        Reason::ReplaceBecauseInterrupted => {
+            "a run was interrupted while it replaced or deleted the worker"
+        }
         Reason::ReplaceByRequest => "--replace asks for it",
         Reason::DeleteBecauseScaleIn => "the pool becomes smaller",
         Reason::DeleteBecausePoolRemoved => "the files no longer name the pool",

@@ -20,7 +20,7 @@ pub fn plan_text(plan: &Plan, look: Look) -> String {
         drift(pool, look, &mut text);
     }
     for pool in &plan.pools {
-        pool_block(pool, look, &mut text);
+        pool_block(pool, plan.deployment.is_some(), look, &mut text);
     }
     text.push_str(&look.strong(&summary_line(plan)));
     text.push('\n');
@@ -76,8 +76,17 @@ fn drift(pool: &PoolPlan, look: Look, text: &mut String) {
     text.push('\n');
 }
 
-fn pool_block(pool: &PoolPlan, look: Look, text: &mut String) {
-    let quiet = pool.is_empty() && pool.waiting.is_empty() && pool.locked_by.is_none();
+fn pool_block(pool: &PoolPlan, secrets_are_known: bool, look: Look, text: &mut String) {
+    let unreadable: Vec<&String> = pool
+        .secrets
+        .iter()
+        .filter(|(_, hash)| hash.is_none() && secrets_are_known)
+        .map(|(name, _)| name)
+        .collect();
+    let quiet = pool.is_empty()
+        && pool.waiting.is_empty()
+        && pool.locked_by.is_none()
+        && unreadable.is_empty();
     if quiet {
         return;
     }
@@ -87,6 +96,7 @@ fn pool_block(pool: &PoolPlan, look: Look, text: &mut String) {
         format!(" (provider {})", pool.provider)
     };
     let state = match (&pool.config, pool.serial) {
+        (None, _) if !pool.records_config => "",
         (None, _) => ": to be removed",
         (Some(_), None) => ": new",
         (Some(_), Some(_)) => "",
@@ -99,6 +109,11 @@ fn pool_block(pool: &PoolPlan, look: Look, text: &mut String) {
         text.push_str(
             &look.changed(&format!("  locked by {holder}: this plan may be out of date\n")),
         );
+    }
+    for name in unreadable {
+        text.push_str(&look.changed(&format!(
+            "  the secret {name} cannot be read now: a change of it would not show\n"
+        )));
     }
     for waiting in &pool.waiting {
         let until = match waiting.until {
@@ -149,27 +164,12 @@ fn step_block(pool: &PoolPlan, group: &[&Step], look: Look, text: &mut String) {
         Action::Update => look.changed(line),
         Action::Replace(_) | Action::Delete => look.removed(line),
     };
-    if first.action == Action::Delete {
-        for step in group {
-            let address = Address::of_slot(pool.pool.clone(), step.slot);
-            text.push_str(&format!("  # {address} will be destroyed\n"));
-            for old in &step.delete {
-                let name = pool.worker(step.slot, old.generation);
-                let there = if old.observed { "" } else { " (not there any more)" };
-                text.push_str(&paint(&format!("  {sign} worker {name}{there}\n")));
-            }
-        }
-    } else {
-        let slots: Vec<Slot> = group.iter().map(|step| step.slot).collect();
-        let count =
-            if group.len() == 1 { String::new() } else { format!(" ({} workers)", group.len()) };
-        text.push_str(&format!("  # {}[{}] will be {verb}{count}\n", pool.pool, ranges(&slots)));
-    }
-    text.push_str(&look.faint(&format!(
-        "      because {}{}\n",
-        reason_text(first.reason),
-        how(group)
-    )));
+    let slots: Vec<Slot> = group.iter().map(|step| step.slot).collect();
+    let count =
+        if group.len() == 1 { String::new() } else { format!(" ({} workers)", group.len()) };
+    text.push_str(&format!("  # {}[{}] will be {verb}{count}\n", pool.pool, ranges(&slots)));
+    let why = format!("      because {}{}\n", reason_text(first.reason), how(group));
+    text.push_str(&look.faint(&why));
     match first.action {
         Action::Create => {
             for line in
@@ -183,7 +183,16 @@ fn step_block(pool: &PoolPlan, group: &[&Step], look: Look, text: &mut String) {
                 field(change, look, text);
             }
         }
-        Action::Delete => {}
+        // Deletions are always named, each of them.
+        Action::Delete => {
+            for step in group {
+                for old in &step.delete {
+                    let name = pool.worker(step.slot, old.generation);
+                    let there = if old.observed { "" } else { " (not there any more)" };
+                    text.push_str(&paint(&format!("  {sign} worker {name}{there}\n")));
+                }
+            }
+        }
     }
 }
 

@@ -45,6 +45,9 @@ pub enum StateError {
     /// The disk is full.
     #[error("no space is left to write the state {}", .0.display())]
     Full(PathBuf),
+    /// Another process keeps the whole database locked.
+    #[error("another process keeps the state {} locked", .0.display())]
+    Busy(PathBuf),
     /// Somebody else works on the pool.
     #[error("the pool {pool} is locked by {holder}")]
     Locked {
@@ -103,6 +106,7 @@ impl StateError {
             Self::Newer { .. } => "use the newer version of pool".to_owned(),
             Self::ReadOnly(_) => "check the permissions of the file and its folder".to_owned(),
             Self::Full(_) => "free some space and run again; nothing was started".to_owned(),
+            Self::Busy(_) => "run again; transactions are short, something holds one open".to_owned(),
             Self::Locked { .. } => {
                 "wait for it, or give --lock-timeout; a dead holder never blocks".to_owned()
             }

@@ -159,7 +159,7 @@ fn workers(
     let mut operations = open_operations(connection)?;
     let mut statement = connection.prepare_cached(
         "SELECT id, pool, slot, generation, phase, phase_since, provider, provider_id, spec,
-                addresses, attributes, failure_code, failure_message
+                addresses, attributes, failure_code, failure_message, attempt
          FROM worker WHERE phase <> 'deleted' ORDER BY pool, slot, generation",
     )?;
     let mut rows = statement.query([])?;
@@ -191,6 +191,7 @@ fn worker(
         phase_since: from_ms(row.get(5)?),
         provider: row.get(6)?,
         provider_id: row.get(7)?,
+        attempt: row.get(13)?,
         spec: Arc::clone(spec),
         addresses: parse(&json(9)?, "a worker")?,
         attributes: parse(&json(10)?, "a worker")?,

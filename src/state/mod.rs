@@ -146,9 +146,9 @@ impl Store {
         &self.path
     }
 
-    /// Returns the key of secret hashes.
-    pub fn secret_key(&self) -> &SecretKey {
-        &self.secret_key
+    /// Returns the key of secret hashes; a state that leaves nothing behind has none worth using.
+    pub fn secret_key(&self) -> Option<SecretKey> {
+        (!self.ephemeral).then(|| self.secret_key.clone())
     }
 
     fn now(&self) -> Timestamp {

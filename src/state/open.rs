@@ -62,6 +62,23 @@ pub(super) fn open(
     if !exists && when_missing == WhenMissing::Refuse {
         return Err(StateError::Missing(path.to_owned()));
     }
+    let watch = Stopwatch::start();
+    loop {
+        match open_once(path, when_missing, migrations, entropy) {
+            // Changing to write-ahead logging does not wait for others by itself (sqlite.org/wal.html).
+            Err(StateError::Busy(_)) if watch.elapsed() < BUSY_WAIT => pause(),
+            outcome => return outcome,
+        }
+    }
+}
+
+fn open_once(
+    path: &Path,
+    when_missing: WhenMissing,
+    migrations: &[Migration],
+    entropy: &Entropy,
+) -> Result<Connection, StateError> {
+    let exists = path.exists();
     let pretend = !exists && when_missing == WhenMissing::Pretend;
     if !exists && !pretend {
         create_file(path)?;
@@ -253,6 +270,7 @@ pub(super) fn translate(error: &rusqlite::Error, path: &Path) -> StateError {
         Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
             StateError::Unopenable { path, reason }
         }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StateError::Busy(path),
         Some(ErrorCode::ConstraintViolation) => StateError::Conflict(reason),
         _ => StateError::Other(reason),
     }

@@ -300,17 +300,21 @@ fn on_a_terminal_only_yes_approves() {
 #[test]
 fn applies_of_different_pools_run_side_by_side() {
     let sandbox = Sandbox::new();
-    let pools: Vec<String> = ["one", "two", "three"]
+    let ids = ["one", "two", "three", "four", "five", "six"];
+    let pools: Vec<String> = ids
         .iter()
-        .map(|id| sleepers(20, "").replace("pool_id: ci", &format!("pool_id: {id}")))
+        .map(|id| sleepers(10, "").replace("pool_id: ci", &format!("pool_id: {id}")))
         .collect();
     sandbox.write("ci.yaml", &pools.join("\n---\n"));
-    let mut runs: Vec<_> = ["one", "two", "three"]
+    // All at once on a state that none of them has made yet.
+    let runs: Vec<_> = ids
         .iter()
         .map(|id| sandbox.spawn(&["apply", "ci.yaml", "--auto-approve", "--target", id]))
         .collect();
-    for run in &mut runs {
-        assert_eq!(run.wait().unwrap().code(), Some(0));
+    for run in runs {
+        let output = run.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
     }
     assert_eq!(sandbox.workers().len(), 60);
     sandbox.pool(&["plan", "ci.yaml", "--detailed-exitcode"]).exits(0);

@@ -5,6 +5,7 @@
 //! | `crash`       | a run killed at any point is finished by the next one         |
 //! | `faults`      | what a run makes of full disks, lies, silence                  |
 //! | `local`       | real processes, with the real binary                            |
+//! | `reports`     | what users reported                                             |
 //! | `state`       | what is wrong with a state file is said before any call         |
 //! | `schema`      | the published schema, the examples, the README's tables          |
 //! | `transcripts` | what people see: `tests/cases`                                   |
@@ -15,6 +16,7 @@
 mod crash;
 mod faults;
 mod local;
+mod reports;
 mod sandbox;
 mod schema;
 mod state;

@@ -203,7 +203,7 @@ impl World {
         };
         let store = Store::open_with_faults(options, Some(faults)).unwrap();
         Reconciler {
-            secrets: Secrets::new(Arc::default(), store.secret_key().clone()),
+            secrets: Secrets::new(Arc::default(), store.secret_key()),
             store,
             providers: BTreeMap::from([("sim".to_owned(), SharedProvider::new(provider))]),
             clock: self.clock.clone(),

@@ -100,6 +100,8 @@ pub async fn run(subject: &impl Subject, seed: u8) -> Vec<Finding> {
         finding("labels and tags change in place", trial(7).update_in_place()).await,
         finding("deleting twice is fine, and so is deleting nothing", trial(8).delete_twice())
             .await,
+        finding("a deleted worker can be tried again under its name", trial(14).next_attempt())
+            .await,
         finding("what does not exist is not found", trial(9).not_found()).await,
         finding("a spec that cannot succeed is invalid, and leaves nothing", trial(10).invalid())
             .await,
@@ -202,7 +204,7 @@ impl<S: Subject> Trial<'_, S> {
                 name: worker.name,
                 provider_id: Some(worker.provider_id),
             };
-            let deleted = provider.delete(&DeleteRequest { worker: reference }).await;
+            let deleted = provider.delete(&DeleteRequest { worker: reference, attempt: 1 }).await;
             deleted.map_err(|error| format!("delete failed: {error}"))?;
         }
         self.list_until(0).await.map(drop)
@@ -283,7 +285,8 @@ impl<S: Subject> Trial<'_, S> {
         }
         // A stranger's delete of the same name must not reach ours.
         let reference = stranger.reference(0, None);
-        let deleted = self.subject.provider().delete(&DeleteRequest { worker: reference }).await;
+        let deleted =
+            self.subject.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await;
         deleted.map_err(|error| format!("deleting nothing failed: {error}"))?;
         self.list_until(1).await?;
         self.clean().await.map(|()| true)
@@ -335,12 +338,29 @@ impl<S: Subject> Trial<'_, S> {
         let created = self.create(0).await?;
         for provider_id in [Some(created.provider_id), None, Some("never-was".to_owned())] {
             let worker = self.reference(0, provider_id);
-            match self.subject.provider().delete(&DeleteRequest { worker }).await {
+            match self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await {
                 Ok(()) | Err(ProviderError::NotFound(_)) => {}
                 Err(error) => return Err(format!("delete failed: {error}")),
             }
         }
         self.list_until(0).await.map(|_| true)
+    }
+
+    async fn next_attempt(&self) -> Result<bool, String> {
+        let first = self.create(0).await?;
+        let worker = self.reference(0, Some(first.provider_id.clone()));
+        let deleted = self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await;
+        deleted.map_err(|error| format!("delete failed: {error}"))?;
+        self.list_until(0).await?;
+        let token = format!("{}-0-2", self.owner);
+        let request = CreateRequest { attempt: 2, token, ..self.request(0) };
+        let second = self.subject.provider().create(&request).await;
+        let second = second.map_err(|error| format!("the second attempt failed: {error}"))?;
+        if second.provider_id == first.provider_id {
+            return Err("two attempts have one provider id".to_owned());
+        }
+        self.list_until(1).await?;
+        self.clean().await.map(|()| true)
     }
 
     async fn not_found(&self) -> Result<bool, String> {

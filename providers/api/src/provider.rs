@@ -57,6 +57,8 @@ pub struct Description {
     pub settle: Duration,
     /// What [`WorkerProvider::update`] can change.
     pub in_place: Vec<InPlaceField>,
+    /// Whether all workers are on one host: two of them cannot listen on the same port.
+    pub one_host: bool,
     /// How many workers fit in all, where the provider knows; decides the order of replacements.
     pub capacity: Option<u32>,
 }
@@ -114,6 +116,9 @@ pub struct UpdateRequest {
 pub struct DeleteRequest {
     /// Which worker.
     pub worker: WorkerRef,
+    /// The latest attempt to create it that may be under way. Later ones are not meant: a worker that
+    /// did not get well is deleted and tried again under its name.
+    pub attempt: u32,
 }
 
 /// Where a listing goes on; opaque.

@@ -2,8 +2,8 @@
 //!
 //! One file a claim, `<worker>.<attempt>.claim`, in a folder per deployment. It appears complete or not
 //! at all: written aside, then hard-linked to its name, which fails when the name exists (link(2)).
-//! A tombstone, `<worker>.deleted`, forbids every later claim of that worker: a launcher that was still
-//! on its way when the worker was deleted finds it and gives up.
+//! A tombstone, `<worker>.deleted`, holds the latest attempt that was deleted and forbids claims up to it:
+//! a launcher that was still on its way when the worker was deleted finds it and gives up.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -85,14 +85,14 @@ impl ClaimFolder {
         self.path.join(format!("{name}.deleted"))
     }
 
-    /// Takes the attempt, or returns false when it is taken or the worker is deleted.
+    /// Takes the attempt, or returns false when it is taken or deleted.
     pub fn take(&self, claim: &Claim) -> io::Result<bool> {
         let path = self.claim_path(&claim.name, claim.attempt);
         let aside = self.write_aside(claim)?;
         let linked = fs::hard_link(&aside, &path);
         fs::remove_file(&aside)?;
         match linked {
-            Ok(()) if self.tombstone_path(&claim.name).exists() => {
+            Ok(()) if self.buried(&claim.name)? >= claim.attempt => {
                 fs::remove_file(&path)?;
                 Ok(false)
             }
@@ -142,10 +142,22 @@ impl ClaimFolder {
         Ok(claims)
     }
 
-    /// Forbids every later claim of `name`. Comes before the search for what is to be stopped.
-    pub fn bury(&self, name: &WorkerName) -> io::Result<()> {
+    /// Forbids claims of `name` up to `attempt`. Comes before the search for what is to be stopped.
+    pub fn bury(&self, name: &WorkerName, attempt: u32) -> io::Result<()> {
         self.create()?;
-        private_file(&self.tombstone_path(name)).map(drop)
+        let latest = attempt.max(self.buried(name)?);
+        let aside = self.path.join(format!(".{name}.{}.buried", std::process::id()));
+        private_file(&aside)?.write_all(latest.to_string().as_bytes())?;
+        fs::rename(aside, self.tombstone_path(name))
+    }
+
+    /// Returns the latest attempt that was deleted; 0 when none was.
+    fn buried(&self, name: &WorkerName) -> io::Result<u32> {
+        match fs::read_to_string(self.tombstone_path(name)) {
+            Ok(text) => Ok(text.trim().parse().unwrap_or(u32::MAX)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes the claims of `name`, once nothing of it runs any more, and every tombstone that is out
@@ -232,10 +244,13 @@ mod tests {
     }
 
     #[test]
-    fn nobody_takes_an_attempt_of_a_deleted_worker() {
+    fn nobody_takes_a_deleted_attempt_and_somebody_takes_the_next_one() {
         let (_root, folder) = folder();
-        folder.bury(&claim(1).name).unwrap();
+        folder.bury(&claim(1).name, 1).unwrap();
         assert!(!folder.take(&claim(1)).unwrap());
         assert_eq!(folder.read_all(None).unwrap(), []);
+        folder.bury(&claim(1).name, 0).unwrap();
+        assert!(!folder.take(&claim(1)).unwrap());
+        assert!(folder.take(&Claim { attempt: 2, ..claim(1) }).unwrap());
     }
 }

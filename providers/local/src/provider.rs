@@ -160,6 +160,7 @@ impl WorkerProvider for LocalProvider {
             consistency: Consistency::Strong,
             settle: Duration::ZERO,
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
+            one_host: true,
             capacity: None,
         }
     }
@@ -232,7 +233,7 @@ impl WorkerProvider for LocalProvider {
         let folder = self.folder(owner);
         let stopping =
             |error: io::Error| ProviderError::UnknownOutcome(format!("stopping {name}: {error}"));
-        folder.bury(name).map_err(stopping)?;
+        folder.bury(name, request.attempt).map_err(stopping)?;
         stop::stop(&folder, owner, name, self.settings.stop_grace).await.map_err(stopping)?;
         folder.clear(name).map_err(stopping)?;
         limits::remove(&self.settings.cgroup_root, &name.object_name(owner));

@@ -95,7 +95,7 @@ async fn what_a_worker_started_is_no_worker_and_is_stopped_with_it() {
     let listed = local.provider().list(&owner, None).await.unwrap().workers;
     assert_eq!(listed.len(), 1, "descendants are not workers: {listed:?}");
     let reference = WorkerRef { owner, name: worker.name, provider_id: Some(worker.provider_id) };
-    local.provider().delete(&DeleteRequest { worker: reference }).await.unwrap();
+    local.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await.unwrap();
     assert_eq!(processes_with(&marker), 0);
 }
 
@@ -109,7 +109,7 @@ async fn a_worker_whose_claim_is_lost_is_found_by_its_tags() {
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].provider_id, worker.provider_id);
     let reference = WorkerRef { owner: owner.clone(), name: worker.name, provider_id: None };
-    local.provider().delete(&DeleteRequest { worker: reference }).await.unwrap();
+    local.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await.unwrap();
     assert_eq!(local.provider().list(&owner, None).await.unwrap().workers, []);
 }
 
@@ -127,7 +127,7 @@ async fn a_worker_of_another_pid_namespace_is_an_error_and_not_missing() {
     assert!(why.contains("another PID namespace"), "{why}");
     std::fs::write(&claim, text).unwrap();
     let reference = WorkerRef { owner, name: worker.name, provider_id: Some(worker.provider_id) };
-    local.provider().delete(&DeleteRequest { worker: reference }).await.unwrap();
+    local.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await.unwrap();
 }
 
 /// Replaces the JSON string that follows `key`.
@@ -144,7 +144,7 @@ async fn a_deleted_workers_late_launcher_gives_up() {
     let create = request(&local, &owner, "sleep 600");
     let reference =
         WorkerRef { owner: owner.clone(), name: create.name.clone(), provider_id: None };
-    local.provider().delete(&DeleteRequest { worker: reference }).await.unwrap();
+    local.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await.unwrap();
     assert!(local.provider().create(&create).await.is_err());
     assert_eq!(local.provider().list(&owner, None).await.unwrap().workers, []);
 }
@@ -174,5 +174,5 @@ async fn a_secret_is_in_the_workers_environment_and_in_no_argument_list() {
     let arguments = Command::new("ps").args(["ax", "-o", "args"]).output().unwrap();
     assert!(!String::from_utf8_lossy(&arguments.stdout).contains("s3cret"));
     let reference = WorkerRef { owner, name: worker.name, provider_id: Some(worker.provider_id) };
-    local.provider().delete(&DeleteRequest { worker: reference }).await.unwrap();
+    local.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await.unwrap();
 }

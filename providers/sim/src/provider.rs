@@ -249,6 +249,7 @@ impl WorkerProvider for SimProvider {
             consistency: self.settings.consistency(),
             settle: Duration::from_millis(self.settings.settle_ms()),
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
+            one_host: false,
             capacity: self.settings.capacity,
         }
     }
