@@ -160,6 +160,7 @@ fn a_worker_that_ends_at_once_is_tried_three_times_and_its_log_is_named() {
     sandbox.write("ci.yaml", &sleepers(1, "").replace("/bin/sleep", "/bin/false"));
     let run = sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(5);
     assert!(run.stderr.contains("attempt 2 failed"), "{}", run.stderr);
+    assert!(run.stderr.contains("`/bin/false` ended at once with exit status: 1; see"), "{run:?}");
     assert!(!run.stderr.contains("attempt 3 failed"), "the third is the last: {}", run.stderr);
     assert_eq!(sandbox.workers(), Vec::<i32>::new());
     let fast = sleepers(2, "provisioning: {on_failure: fail_fast, strategy: sequential}\n");

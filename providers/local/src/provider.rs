@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use pool_provider::{
@@ -13,6 +13,7 @@ use pool_provider::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::claim::{Claim, ClaimFolder};
 use crate::launch::{LaunchReport, LaunchRequest};
@@ -30,17 +31,20 @@ pub struct Settings {
     pub launcher: (PathBuf, Vec<String>),
     /// How long a worker has between SIGTERM and SIGKILL.
     pub stop_grace: Duration,
+    /// How long a program must run to count as started: one that ends sooner failed to start.
+    pub min_uptime: Duration,
     /// Where control groups are mounted.
     pub cgroup_root: PathBuf,
 }
 
 impl Settings {
-    /// Returns the defaults: 10 s of grace, control groups where Linux mounts them.
+    /// Returns the defaults: 10 s of grace, 100 ms of uptime, control groups where Linux mounts them.
     pub fn new(root: PathBuf, launcher: (PathBuf, Vec<String>)) -> Self {
         Self {
             root,
             launcher,
             stop_grace: Duration::from_secs(10),
+            min_uptime: Duration::from_millis(100),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
         }
     }
@@ -62,12 +66,12 @@ impl LocalProvider {
         ClaimFolder::of(&self.settings.root, owner)
     }
 
-    /// Runs the launcher and returns its last report.
+    /// Runs the launcher and returns its last report, and how the program ended if it ended at once.
     async fn launch(
         &self,
         request: &CreateRequest,
         folder: &ClaimFolder,
-    ) -> io::Result<LaunchReport> {
+    ) -> io::Result<(LaunchReport, Option<ExitStatus>)> {
         let (program, arguments) = &self.settings.launcher;
         let mut launcher = Command::new(program)
             .args(arguments)
@@ -87,12 +91,16 @@ impl LocalProvider {
         if let Some(mut stdout) = launcher.stdout.take() {
             stdout.read_to_string(&mut report).await?;
         }
+        let last = report.lines().last().unwrap_or_default();
+        let report = serde_json::from_str(last)
+            .map_err(|_| io::Error::other(format!("the launcher answered `{last}`")))?;
         // The child is the worker now. Dropping the handle leaves it running; tokio reaps it when it
         // ends while this process lives, and init does after that.
-        drop(launcher);
-        let last = report.lines().last().unwrap_or_default();
-        serde_json::from_str(last)
-            .map_err(|_| io::Error::other(format!("the launcher answered `{last}`")))
+        let ended = match report {
+            LaunchReport::Claimed => timeout(self.settings.min_uptime, launcher.wait()).await.ok(),
+            LaunchReport::Taken | LaunchReport::NotExecutable(_) | LaunchReport::Failed(_) => None,
+        };
+        Ok((report, ended.transpose()?))
     }
 }
 
@@ -171,7 +179,7 @@ impl WorkerProvider for LocalProvider {
             let path = folder.path().display();
             ProviderError::Transient(format!("creating the folder {path}: {error}"))
         })?;
-        let report = self.launch(request, &folder).await.map_err(|error| {
+        let (report, ended) = self.launch(request, &folder).await.map_err(|error| {
             ProviderError::UnknownOutcome(format!("starting a process: {error}"))
         })?;
         match report {
@@ -181,6 +189,14 @@ impl WorkerProvider for LocalProvider {
             LaunchReport::Failed(why) => return Err(ProviderError::Transient(why)),
             LaunchReport::Claimed | LaunchReport::Taken => {}
         }
+        let log = folder.log_path(&request.name);
+        if let Some(status) = ended {
+            return Err(ProviderError::Transient(format!(
+                "`{}` ended at once with {status}; see {}",
+                request.spec.image,
+                log.display()
+            )));
+        }
         let claim = folder.read(&request.name, request.attempt).map_err(|error| looking(&error))?;
         match claim {
             Some(claim) if find::live_process(&claim).map_err(|e| looking(&e))?.is_some() => {
@@ -189,7 +205,7 @@ impl WorkerProvider for LocalProvider {
             Some(_) | None => Err(ProviderError::Transient(format!(
                 "the process of {} has ended already; see {}",
                 request.name,
-                folder.log_path(&request.name).display()
+                log.display()
             ))),
         }
     }
