@@ -47,7 +47,7 @@ def pool_file(folder, size, image, concurrency=100):
         json.dump({
             "pool_id": "bench", "worker_type": "vm", "provider": "sim", "fixed_size": size,
             "worker_config": {"image": image, "cpu_cores": 1, "memory_mb": 64},
-            "provisioning": {"max_concurrent": concurrency},
+            "provisioning": {"max_concurrency": concurrency},
             "update": {"max_surge": 100},
         }, file)
 

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use pool_provider::{
-    CreateRequest, Idempotency, ObservedWorker, ProviderError, WorkerProvider as _,
+    Consistency, CreateRequest, Idempotency, ObservedWorker, ProviderError, WorkerProvider as _,
 };
 use tokio::time::{sleep, timeout};
 
@@ -73,6 +73,9 @@ impl PoolRun<'_> {
             let delay = retry::delay(attempt, &name, asked_for);
             retrying(attempt, failure.message, delay);
             sleep(delay).await;
+            if self.is_stopped() {
+                return Err(StepError::Worker(format!("{name}: the run was stopped")));
+            }
             attempt += 1;
         }
     }
@@ -83,7 +86,7 @@ impl PoolRun<'_> {
         name: &WorkerName,
         operation: &OpenedOperation,
     ) -> Result<Attempt, StepError> {
-        let (spec, recorded) = self
+        let new = self
             .new
             .as_ref()
             .ok_or_else(|| StepError::Worker("the plan has no spec for a new worker".to_owned()))?;
@@ -93,8 +96,8 @@ impl PoolRun<'_> {
             attempt: operation.attempt,
             operation: operation.id,
             token: operation.token.clone(),
-            spec: spec.clone(),
-            spec_hash: recorded.hash.clone(),
+            spec: new.spec.clone(),
+            spec_hash: create.spec.hash.clone(),
         };
         let answer = self
             .call(&create.provider, create.timeout, |provider| provider.create(request))
@@ -148,8 +151,14 @@ impl PoolRun<'_> {
         };
         // It is recorded as failed already: a crash here leaves it to the next run.
         match self.delete_and_confirm(name, &old, &|_, _, _| {}).await? {
-            Ok(()) => Ok(Attempt::Nothing(failure, None)),
-            Err(_) => Ok(Attempt::GiveUp(failure)),
+            Ok(())
+                if self.provider(&create.provider)?.describe().consistency
+                    == Consistency::Strong =>
+            {
+                Ok(Attempt::Nothing(failure, None))
+            }
+            // Gone from one answer is no proof here: the next run looks at a whole listing.
+            Ok(()) | Err(_) => Ok(Attempt::GiveUp(failure)),
         }
     }
 
@@ -218,7 +227,9 @@ impl PoolRun<'_> {
         let reference = &self.reference(name, None);
         let looked =
             self.call(&create.provider, create.timeout, |provider| provider.get(reference)).await?;
-        if let Ok(observed) = looked {
+        // What an earlier attempt left may still show: it is not this one's.
+        let is_this_attempt = |observed: &ObservedWorker| observed.attempt == operation.attempt;
+        if let Some(observed) = looked.ok().filter(is_this_attempt) {
             return self.created(create, name, observed).await;
         }
         let description = self.provider(&create.provider)?.describe();
@@ -256,7 +267,8 @@ impl PoolRun<'_> {
                 return Ok(Search::Found(found));
             }
             match listing.next {
-                Some(next) => page = Some(next),
+                Some(next) if Some(&next) != page.as_ref() => page = Some(next),
+                Some(_) => return Ok(Search::Unsure),
                 None if complete => return Ok(Search::Absent),
                 None => return Ok(Search::Unsure),
             }

@@ -30,7 +30,7 @@ pub use event::{ApplyEvent, ApplyEventKind, Observer};
 
 use crate::clock::Stopwatch;
 use crate::desired::{SecretHashes, Spec};
-use crate::plan::{Action, Plan, PoolPlan, RecordedSpec, Step, Summary};
+use crate::plan::{NewWorkerOrigin, Plan, PoolPlan, RecordedSpec, Step, Summary};
 use crate::state::{PoolLock, StateError, Store};
 use crate::worker::{PoolId, WorkerName};
 
@@ -74,12 +74,17 @@ pub struct PoolOutcome {
     pub skipped: u32,
     /// Why the pool's run ended early, when the state was the reason.
     pub stopped_by: Option<StateError>,
+    /// What is not known although every step went well.
+    pub unsure: Option<String>,
 }
 
 impl PoolOutcome {
     /// Returns whether everything that was planned is done.
     pub fn is_complete(&self) -> bool {
-        self.failures.is_empty() && self.skipped == 0 && self.stopped_by.is_none()
+        self.failures.is_empty()
+            && self.skipped == 0
+            && self.stopped_by.is_none()
+            && self.unsure.is_none()
     }
 }
 
@@ -110,11 +115,24 @@ pub async fn apply(
     let calls = Semaphore::new(applier.parallelism.max(1));
     let mut runs: Vec<BoxFuture<'_, PoolOutcome>> = Vec::new();
     for pool in plan.pools.iter().filter(|pool| !pool.is_empty()) {
-        if let Some(lock) = locks.get(&pool.pool) {
-            runs.push(Box::pin(apply_pool(applier, pool, lock, &calls)));
+        match locks.get(&pool.pool) {
+            Some(lock) => runs.push(Box::pin(apply_pool(applier, pool, lock, &calls))),
+            None => runs.push(Box::pin(async { not_ours(pool) })),
         }
     }
     futures_util::future::join_all(runs).await
+}
+
+/// Nothing is done to a pool without its lock, and that is not success.
+fn not_ours(plan: &PoolPlan) -> PoolOutcome {
+    PoolOutcome {
+        pool: plan.pool.clone(),
+        done: Summary::default(),
+        failures: Vec::new(),
+        skipped: u32::try_from(plan.steps.len()).unwrap_or(u32::MAX),
+        stopped_by: Some(StateError::Fenced(plan.pool.clone())),
+        unsure: None,
+    }
 }
 
 async fn apply_pool(
@@ -129,6 +147,7 @@ async fn apply_pool(
         failures: Vec::new(),
         skipped: 0,
         stopped_by: None,
+        unsure: None,
     };
     let total = u32::try_from(plan.steps.len()).unwrap_or(u32::MAX);
     let run = match PoolRun::begin(applier, plan, lock, calls).await {
@@ -182,8 +201,10 @@ struct PoolRun<'a> {
     plan: &'a PoolPlan,
     lock: &'a PoolLock,
     calls: &'a Semaphore,
-    /// What new workers are made from: `None` when the pool goes.
-    new: Option<(WorkerSpec, Arc<RecordedSpec>)>,
+    /// What the pool's workers are made from: `None` when the pool goes.
+    spec: Option<Spec>,
+    /// The same with its secrets read, when some worker is created.
+    new: Option<Resolved>,
     /// Set when no further step may begin.
     stop: AtomicBool,
 }
@@ -196,21 +217,23 @@ impl<'a> PoolRun<'a> {
         lock: &'a PoolLock,
         calls: &'a Semaphore,
     ) -> Result<Self, StepError> {
-        let brings = |step: &Step| step.create.is_some() || step.update.is_some();
-        let new = match plan.spec().filter(|_| plan.steps.iter().any(brings)) {
-            None => None,
-            Some(spec) => {
-                let resolved = (applier.resolver)(&spec).map_err(StepError::Worker)?;
+        let calls_create = |step: &Step| {
+            let origin = step.create.as_ref().map(|new| new.origin);
+            matches!(origin, Some(NewWorkerOrigin::Fresh | NewWorkerOrigin::Resend))
+        };
+        let spec = plan.spec();
+        let new = match &spec {
+            Some(spec) if plan.steps.iter().any(calls_create) => {
+                let resolved = (applier.resolver)(spec).map_err(StepError::Worker)?;
                 verify_secrets(plan, &resolved)?;
-                let hash = spec.hash();
-                let recorded = RecordedSpec { spec, hash, secrets: resolved.secrets };
-                Some((resolved.spec, Arc::new(recorded)))
+                Some(resolved)
             }
+            Some(_) | None => None,
         };
         if let Some(config) = plan.config.as_ref().filter(|_| plan.records_config) {
             applier.store.record_config(lock, config, &plan.place).await?;
         }
-        Ok(Self { applier, plan, lock, calls, new, stop: AtomicBool::new(false) })
+        Ok(Self { applier, plan, lock, calls, spec, new, stop: AtomicBool::new(false) })
     }
 
     async fn waves(&self, outcome: &mut PoolOutcome) {
@@ -228,7 +251,9 @@ impl<'a> PoolRun<'a> {
                 .buffer_unordered(concurrency);
             while let Some(result) = results.next().await {
                 match result {
-                    StepResult::Done(action) => count(&mut outcome.done, action),
+                    StepResult::Done(part) => {
+                        outcome.done = [outcome.done, part].into_iter().sum();
+                    }
                     StepResult::Skipped => outcome.skipped += 1,
                     StepResult::Failed(worker, StepError::Worker(why)) => {
                         gate_failed |= gates;
@@ -247,6 +272,15 @@ impl<'a> PoolRun<'a> {
             }
         }
         outcome.failures.sort();
+    }
+
+    /// Returns what is recorded of a worker with these secrets.
+    fn recorded_spec(&self, secrets: SecretHashes) -> Result<Arc<RecordedSpec>, StepError> {
+        let spec = self
+            .spec
+            .clone()
+            .ok_or_else(|| StepError::Worker("the plan has no spec for this worker".to_owned()))?;
+        Ok(Arc::new(RecordedSpec { hash: spec.hash(), spec, secrets }))
     }
 
     fn is_stopped(&self) -> bool {
@@ -273,7 +307,7 @@ impl<'a> PoolRun<'a> {
         match self.carry_out(step, &retrying).await {
             Ok(provider_id) => {
                 tell(ApplyEventKind::Completed { elapsed: watch.elapsed(), provider_id });
-                StepResult::Done(step.action)
+                StepResult::Done(step.summary())
             }
             Err(error) => {
                 let why = match &error {
@@ -288,19 +322,7 @@ impl<'a> PoolRun<'a> {
 }
 
 enum StepResult {
-    Done(Action),
+    Done(Summary),
     Skipped,
     Failed(WorkerName, StepError),
-}
-
-fn count(done: &mut Summary, action: Action) {
-    match action {
-        Action::Create => done.add += 1,
-        Action::Update | Action::Adopt => done.change += 1,
-        Action::Replace(_) => {
-            done.add += 1;
-            done.destroy += 1;
-        }
-        Action::Delete => done.destroy += 1,
-    }
 }

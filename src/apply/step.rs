@@ -9,9 +9,10 @@ use pool_provider::{
 use tokio::time::{sleep, timeout};
 
 use super::{PoolRun, StepError, retry};
+use crate::desired::SecretHashes;
 use crate::plan::{Action, NewWorker, NewWorkerOrigin, OldWorker, Reason, ReplaceOrder, Step};
 use crate::state::{NewCreate, WorkerKey};
-use crate::worker::{Generation, Slot, WorkerName};
+use crate::worker::{Slot, WorkerName};
 
 /// Is told of attempts that failed and are followed by another: attempt, why, delay.
 pub(super) type Retrying<'r> = dyn Fn(u32, String, Duration) + Send + Sync + 'r;
@@ -38,6 +39,11 @@ impl PoolRun<'_> {
             (None, None) => None,
         };
         if !deletes_first {
+            if self.is_stopped() {
+                let why =
+                    "its new worker is ready, and the run was stopped before the old one went";
+                return Err(StepError::Worker(why.to_owned()));
+            }
             self.delete_all(step, &step.delete, retrying).await?;
         }
         Ok(provider_id)
@@ -60,14 +66,23 @@ impl PoolRun<'_> {
     pub(super) fn new_create(
         &self,
         slot: Slot,
-        generation: Generation,
+        new: &NewWorker,
         reason: Reason,
     ) -> Result<NewCreate, StepError> {
-        let (_, spec) = self.new.as_ref().ok_or_else(no_spec)?;
+        let NewWorker { generation, origin, .. } = *new;
+        // What was not created just now may have been made with other secrets: nothing is known of them.
+        let secrets = match origin {
+            NewWorkerOrigin::Fresh | NewWorkerOrigin::Resend => {
+                self.new.as_ref().map(|new| new.secrets.clone()).unwrap_or_default()
+            }
+            NewWorkerOrigin::Interrupted
+            | NewWorkerOrigin::Unverified
+            | NewWorkerOrigin::Orphan => SecretHashes::new(),
+        };
         Ok(NewCreate {
             key: WorkerKey { slot, generation },
             provider: self.plan.provider.clone(),
-            spec: spec.clone(),
+            spec: self.recorded_spec(secrets)?,
             timeout: self.plan.provisioning.timeout.get(),
             budget: self.plan.budget,
             why: reason_name(reason),
@@ -81,7 +96,7 @@ impl PoolRun<'_> {
         new: &NewWorker,
         retrying: &Retrying<'_>,
     ) -> Result<ObservedWorker, StepError> {
-        let create = self.new_create(step.slot, new.generation, step.reason)?;
+        let create = self.new_create(step.slot, new, step.reason)?;
         match new.origin {
             NewWorkerOrigin::Fresh | NewWorkerOrigin::Resend => {
                 self.create(create, new.origin, retrying).await
@@ -138,7 +153,7 @@ impl PoolRun<'_> {
     /// Repeats an idempotent call while that may help.
     async fn repeat<'s, T, F>(
         &'s self,
-        provider: &str,
+        (provider, limit): (&str, Duration),
         worker: &WorkerName,
         retrying: &Retrying<'_>,
         make: impl Fn(&'s SharedProvider) -> F,
@@ -147,7 +162,6 @@ impl PoolRun<'_> {
         F: Future<Output = Result<T, ProviderError>>,
     {
         let attempts = self.plan.provisioning.attempts();
-        let limit = self.plan.provisioning.timeout.get();
         let mut attempt = 1;
         loop {
             let answer = self.call(provider, limit, &make).await?;
@@ -169,25 +183,25 @@ impl PoolRun<'_> {
         old: &OldWorker,
         retrying: &Retrying<'_>,
     ) -> Result<ObservedWorker, StepError> {
-        let (spec, recorded) = self.new.as_ref().ok_or_else(no_spec)?;
+        let recorded = self.recorded_spec(SecretHashes::new())?;
         let key = WorkerKey { slot: step.slot, generation: old.generation };
         let name = self.plan.worker(step.slot, old.generation);
         let request = UpdateRequest {
             worker: self.reference(&name, old.provider_id.clone()),
-            labels: spec.labels.clone(),
-            tags: spec.tags.clone(),
+            labels: recorded.spec.worker.labels.clone(),
+            tags: recorded.spec.worker.tags.clone(),
         };
         let store = &self.applier.store;
         let limit = self.plan.provisioning.timeout.get();
         let operation = store.open_update(self.lock, key, limit).await?;
         let request = &request;
         let answer = self
-            .repeat(&old.provider, &name, retrying, |provider| provider.update(request))
+            .repeat((&old.provider, limit), &name, retrying, |provider| provider.update(request))
             .await?;
         match answer {
             Ok(observed) => {
                 let why = reason_name(step.reason);
-                store.record_updated(self.lock, key, recorded.clone(), why).await?;
+                store.record_updated(self.lock, key, recorded, why).await?;
                 Ok(observed)
             }
             Err(error) => {
@@ -224,7 +238,7 @@ impl PoolRun<'_> {
         let name = self.plan.worker(step.slot, old.generation);
         let store = &self.applier.store;
         let why = reason_name(step.reason);
-        let limit = self.plan.provisioning.timeout.get();
+        let limit = self.delete_limit(old)?;
         let operation = if old.recorded {
             let budget = self.plan.budget;
             Some(store.open_delete(self.lock, key, budget, limit, why.clone()).await?)
@@ -245,6 +259,12 @@ impl PoolRun<'_> {
         Ok(())
     }
 
+    /// A worker that ends slowly is not one that cannot be deleted.
+    fn delete_limit(&self, old: &OldWorker) -> Result<Duration, StepError> {
+        let slowest = self.provider(&old.provider)?.describe().slowest_delete;
+        Ok(self.plan.provisioning.timeout.get().max(slowest))
+    }
+
     /// Deletes at the provider, and looks whether it is gone.
     pub(super) async fn delete_and_confirm(
         &self,
@@ -252,15 +272,16 @@ impl PoolRun<'_> {
         old: &OldWorker,
         retrying: &Retrying<'_>,
     ) -> Result<Result<(), String>, StepError> {
+        let limit = self.delete_limit(old)?;
         let reference = self.reference(name, old.provider_id.clone());
         let request = &DeleteRequest { worker: reference.clone(), attempt: old.attempt };
-        let answer =
-            self.repeat(&old.provider, name, retrying, |provider| provider.delete(request)).await?;
+        let answer = self
+            .repeat((&old.provider, limit), name, retrying, |provider| provider.delete(request))
+            .await?;
         match answer {
             Ok(()) | Err(ProviderError::NotFound(_)) => {}
             Err(error) => return Ok(Err(format!("deleting {name}: {error}"))),
         }
-        let limit = self.plan.provisioning.timeout.get();
         let reference = &reference;
         for _ in 0..LOOKS {
             match self.call(&old.provider, limit, |provider| provider.get(reference)).await? {
@@ -270,10 +291,6 @@ impl PoolRun<'_> {
         }
         Ok(Err(format!("deleting {name}: the provider still has it")))
     }
-}
-
-fn no_spec() -> StepError {
-    StepError::Worker("the plan has no spec for a new worker".to_owned())
 }
 
 pub(super) fn retry_after(error: &ProviderError) -> Option<Duration> {

@@ -87,7 +87,7 @@ async fn fresh(
     planning: &PlanningArgs,
     applying: &ApplyingArgs,
 ) -> Result<Exit, CliError> {
-    let pools = load(context, paths, mode)?;
+    let pools = load(context, paths, mode).await?;
     // Where there is no state there is nothing to destroy, and no reason to make one.
     let (what, when_missing) = match mode {
         PlanMode::Destroy => ("pool destroy", WhenMissing::Pretend),
@@ -104,24 +104,37 @@ async fn fresh(
             options.targets.is_empty() || options.targets.iter().any(|t| t.pool == *pool)
         })
         .collect();
-    let locks = context.lock(&store, &narrowed, applying.lock_timeout.get()).await?;
+    let mut locks = context.lock(&store, &narrowed, applying.lock_timeout.get()).await?;
     let heart = beat(&store, &locks);
     let run = async {
         let reconciler = context.reconciler(store.clone(), &pools, applying.parallelism).await?;
         let desired = reconciler.desired(&pools);
-        let planned = reconciler.plan_settled(&desired, &options, planning.refresh).await?;
+        let mut planned = reconciler.plan_settled(&desired, &options, planning.refresh).await?;
         check_addresses(&options, &pools, &planned.recorded)?;
+        // A pool of which nothing is recorded can still have workers that bear our tag.
+        let strays: BTreeSet<PoolId> = planned
+            .plan
+            .pools
+            .iter()
+            .map(|pool| pool.pool.clone())
+            .filter(|pool| !locks.contains_key(pool))
+            .collect();
+        if !strays.is_empty() {
+            locks.extend(context.lock(&store, &strays, applying.lock_timeout.get()).await?);
+            planned = reconciler.plan_settled(&desired, &options, planning.refresh).await?;
+        }
         show(context, &planned.plan, applying.json);
         if !planned.plan.refusals.is_empty() {
             return Err(CliError::Refused(planned.plan.refusals));
         }
         if planned.plan.is_empty() {
-            return Ok(Exit::Done);
+            return Ok(undecided(context, &planned.plan));
         }
         if !applying.auto_approve {
             approve(context, mode).await?;
         }
-        carry_out(context, &reconciler, &planned.plan, &locks, applying.json).await
+        let exit = carry_out(context, &reconciler, &planned.plan, &locks, applying.json).await?;
+        Ok(if exit == Exit::Done { undecided(context, &planned.plan) } else { exit })
     };
     let outcome = run.await;
     rest(heart).await;
@@ -129,13 +142,37 @@ async fn fresh(
     outcome
 }
 
+/// A worker whose fate is open is not success.
+fn undecided(context: &Context, plan: &Plan) -> Exit {
+    let open: Vec<String> = plan
+        .pools
+        .iter()
+        .flat_map(|pool| &pool.waiting)
+        .map(|waiting| waiting.worker.to_string())
+        .collect();
+    if open.is_empty() {
+        return Exit::Done;
+    }
+    let names = open.join(", ");
+    context.printer.error(&format!(
+        "what became of interrupted creates is not known yet: {names}; run again\n"
+    ));
+    Exit::Partial
+}
+
 /// Applies a saved plan.
 async fn saved(context: &Context, plan: Plan, arguments: &Arguments) -> Result<Exit, CliError> {
     let planning = &arguments.planning;
-    if !planning.target.is_empty() || !planning.replace.is_empty() || arguments.destroy {
+    let changes_it = !planning.target.is_empty()
+        || !planning.replace.is_empty()
+        || !planning.override_guard.is_empty()
+        || planning.allow_empty
+        || !planning.refresh
+        || arguments.destroy;
+    if changes_it {
         return Err(CliError::usage(
-            "a saved plan cannot be narrowed or widened",
-            "leave --target, --replace and --destroy out, or make a new plan with them",
+            "a saved plan is carried out as it is",
+            "leave the planning flags out, or make a new plan with them",
         ));
     }
     let applying = &arguments.applying;
@@ -220,11 +257,7 @@ async fn carry_out(
 /// Says what came of it.
 fn report(context: &Context, outcomes: &[PoolOutcome], mode: PlanMode, json: bool) -> Exit {
     let printer = &context.printer;
-    let done = outcomes.iter().fold(Summary::default(), |sum, outcome| Summary {
-        add: sum.add + outcome.done.add,
-        change: sum.change + outcome.done.change,
-        destroy: sum.destroy + outcome.done.destroy,
-    });
+    let done: Summary = outcomes.iter().map(|outcome| outcome.done).sum();
     let complete = outcomes.iter().all(PoolOutcome::is_complete);
     if json {
         printer.json_line(&render::apply_summary_json(
@@ -243,6 +276,9 @@ fn report(context: &Context, outcomes: &[PoolOutcome], mode: PlanMode, json: boo
         return Exit::Done;
     }
     let failed: usize = outcomes.iter().map(|outcome| outcome.failures.len()).sum();
+    for unsure in outcomes.iter().filter_map(|outcome| outcome.unsure.as_ref()) {
+        printer.error(&format!("{} {unsure}\n", printer.error_look.removed("error:")));
+    }
     let skipped: u32 = outcomes.iter().map(|outcome| outcome.skipped).sum();
     let mut text = String::new();
     for outcome in outcomes {
@@ -273,7 +309,8 @@ fn report(context: &Context, outcomes: &[PoolOutcome], mode: PlanMode, json: boo
     }
 }
 
-/// Renews the locks while the run lasts.
+/// Renews the locks while the run lasts. Those of pools that are only met on the way are not: what they
+/// are needed for takes moments.
 fn beat(store: &Store, locks: &BTreeMap<PoolId, PoolLock>) -> tokio::task::JoinHandle<()> {
     let (store, locks) = (store.clone(), locks.clone());
     tokio::spawn(async move {

@@ -20,8 +20,8 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
-    let pools = context.load(&arguments.paths)?;
+pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
+    let pools = context.load(&arguments.paths).await?;
     let printer = &context.printer;
     if arguments.json {
         let pools: Vec<Value> = pools

@@ -18,7 +18,7 @@ use crate::clock::Stopwatch;
 use crate::config::{self, LoadedPool, Surroundings};
 use crate::plan::Plan;
 use crate::pool::{ProviderSettings, Reconciler, Secrets, known_providers, open_providers};
-use crate::state::{OpenOptions, PoolLock, StateError, Store, WhenMissing};
+use crate::state::{OpenOptions, PoolLock, StateError, Store, WhenMissing, holder};
 use crate::worker::PoolId;
 
 /// How often a held lock is tried again, and how soon the wait is mentioned.
@@ -37,7 +37,7 @@ pub(super) struct Context {
 
 impl Context {
     /// Reads and checks config files.
-    pub(super) fn load(&self, paths: &[PathBuf]) -> Result<Vec<LoadedPool>, CliError> {
+    pub(super) async fn load(&self, paths: &[PathBuf]) -> Result<Vec<LoadedPool>, CliError> {
         for path in paths {
             if plan_file::is_one(path) {
                 let path = path.display();
@@ -47,7 +47,11 @@ impl Context {
                 ));
             }
         }
-        let sources = config::read(paths, io::stdin().lock())?;
+        // On a thread of its own: standard input may take its time, and Ctrl-C must not wait for it.
+        let asked = paths.to_vec();
+        let sources = tokio::task::spawn_blocking(move || config::read(&asked, io::stdin().lock()))
+            .await
+            .context("reading the files")??;
         let providers = known_providers();
         let around = Surroundings { environment: &self.world.environment, providers: &providers };
         Ok(config::load(sources, &around)?)
@@ -130,6 +134,7 @@ impl Context {
     ) -> Result<BTreeMap<PoolId, PoolLock>, CliError> {
         let watch = Stopwatch::start();
         let mut mentioned = false;
+        let mut beat = Stopwatch::start();
         let mut locks = BTreeMap::new();
         for pool in pools {
             let lock = loop {
@@ -141,6 +146,13 @@ impl Context {
                         if !mentioned && watch.elapsed() >= LOCK_MENTION {
                             self.printer.note(&format!("waiting: {error}"));
                             mentioned = true;
+                        }
+                        // Those that are held already must not expire while this one is waited for.
+                        if beat.elapsed() >= holder::HEARTBEAT {
+                            for held in locks.values() {
+                                store.heartbeat(held).await?;
+                            }
+                            beat = Stopwatch::start();
                         }
                         sleep(LOCK_RETRY).await;
                     }

@@ -184,14 +184,14 @@ fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
 
 async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError> {
     match command {
-        Command::Validate(arguments) => validate::run(context, &arguments),
+        Command::Validate(arguments) => validate::run(context, &arguments).await,
         Command::Plan(arguments) => plan::run(context, &arguments).await,
         Command::Apply(arguments) => apply::run(context, &arguments).await,
         Command::Destroy(arguments) => apply::destroy(context, &arguments).await,
         Command::Show(arguments) => show::run(context, &arguments),
         Command::Status(arguments) => status::run(context, &arguments).await,
         Command::State(arguments) => state::run(context, &arguments).await,
-        Command::Config(arguments) => config::run(context, &arguments),
+        Command::Config(arguments) => config::run(context, &arguments).await,
         Command::Schema(arguments) => Ok(schema::run(context, &arguments)),
         Command::Completions(arguments) => Ok(completions::run(context, &arguments)),
         Command::Version(arguments) => Ok(version::run(context, &arguments)),

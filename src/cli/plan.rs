@@ -1,4 +1,4 @@
-//! `pool plan`: show what apply would do. Never locks, never writes the state.
+//! `pool plan`: show what apply would do. Takes no lock and records nothing.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
     let mode = if arguments.destroy { PlanMode::Destroy } else { PlanMode::Converge };
-    let pools = load(context, &arguments.paths, mode)?;
+    let pools = load(context, &arguments.paths, mode).await?;
     let store = context.open("pool plan", WhenMissing::Pretend)?;
     let reconciler = context.reconciler(store, &pools, 1).await?;
     let desired = reconciler.desired(&pools);
@@ -60,11 +60,12 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
         plan_file::write(file, &plan)?;
         printer.note(&format!("The plan is in {0}; apply it with: pool apply {0}", file.display()));
     }
-    Ok(if arguments.detailed_exitcode && !plan.is_empty() { Exit::Changes } else { Exit::Done })
+    let settled = plan.is_empty() && plan.pools.iter().all(|pool| pool.waiting.is_empty());
+    Ok(if arguments.detailed_exitcode && !settled { Exit::Changes } else { Exit::Done })
 }
 
 /// Loads the files. Without any, only destroying everything that is recorded makes sense.
-pub(super) fn load(
+pub(super) async fn load(
     context: &Context,
     paths: &[PathBuf],
     mode: PlanMode,
@@ -75,7 +76,7 @@ pub(super) fn load(
             "name files or folders, or - for standard input: pool plan pools.yaml",
         ));
     }
-    context.load(paths)
+    context.load(paths).await
 }
 
 pub(super) fn options(

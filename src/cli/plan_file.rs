@@ -44,6 +44,10 @@ pub(super) fn write(path: &Path, plan: &Plan) -> Result<(), CliError> {
 
 /// Returns whether the file is a saved plan; one that was cut short is still meant to be one.
 pub(super) fn is_one(path: &Path) -> bool {
+    // Reading a pipe would take from whoever reads it next.
+    if !std::fs::metadata(path).is_ok_and(|found| found.is_file()) {
+        return false;
+    }
     let mut head = [0; 64];
     let read = File::open(path).and_then(|mut file| file.read(&mut head));
     let head = String::from_utf8_lossy(&head[..read.unwrap_or(0)]).into_owned();

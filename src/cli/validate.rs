@@ -20,9 +20,9 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
+pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
     let printer = &context.printer;
-    match context.load(&arguments.paths) {
+    match context.load(&arguments.paths).await {
         Ok(_) if arguments.json => {
             printer.json(&render::report_json(&Report::default()));
             Ok(Exit::Done)

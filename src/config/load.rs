@@ -179,10 +179,12 @@ impl Loader<'_> {
             documents.extend(document::parse(number, &source.text, &mut self.diagnostics));
         }
         let overrides = overrides::find(self.around.environment, &mut self.diagnostics);
+        for document in &mut documents {
+            self.interpolate(document);
+        }
         self.check_ids(&documents, &overrides);
         let mut pools = Vec::new();
         for document in &mut documents {
-            self.interpolate(document);
             let set = self.override_pools(document, &overrides);
             self.pools_of(document, &set, &mut pools);
         }
@@ -261,14 +263,14 @@ impl Loader<'_> {
         set: &BTreeMap<String, String>,
     ) {
         for base in bases(&document.value) {
-            let mut value = document.value.clone();
+            let Some(mut pool) = document.value.pointer(&base).cloned() else { continue };
             for violation in violations.iter().filter(|violation| violation.is_unknown_key()) {
                 let Some((parent, key)) = violation.pointer.rsplit_once('/') else { continue };
-                if let Some(Value::Object(object)) = value.pointer_mut(parent) {
+                let Some(inside) = parent.strip_prefix(&base) else { continue };
+                if let Some(Value::Object(object)) = pool.pointer_mut(inside) {
                     object.remove(&unescape(key));
                 }
             }
-            let pool = value.pointer(&base).cloned().unwrap_or_default();
             if let Ok(config) = serde_json::from_value::<StaticPoolConfig>(pool) {
                 self.check(document, &base, &config, set);
             }

@@ -20,7 +20,7 @@ pub struct ProvisioningConfig {
     pub strategy: ProvisioningStrategy,
     /// How many workers are worked on at a time; 1 when the strategy is `sequential`.
     #[schemars(range(min = 1, max = 1000), example = 5)]
-    pub max_concurrent: u32,
+    pub max_concurrency: u32,
     /// How long one attempt may take, from the create call to the first passed health check.
     #[schemars(example = &"120s")]
     pub timeout: HumanDuration,
@@ -36,7 +36,7 @@ impl Default for ProvisioningConfig {
     fn default() -> Self {
         Self {
             strategy: ProvisioningStrategy::Parallel,
-            max_concurrent: 5,
+            max_concurrency: 5,
             timeout: HumanDuration::from_secs(120),
             max_attempts: 3,
             on_failure: OnFailure::Retry,
@@ -49,7 +49,7 @@ impl ProvisioningConfig {
     pub fn concurrency(&self) -> u32 {
         match self.strategy {
             ProvisioningStrategy::Sequential => 1,
-            ProvisioningStrategy::Parallel => self.max_concurrent,
+            ProvisioningStrategy::Parallel => self.max_concurrency,
         }
     }
 

@@ -14,8 +14,7 @@ use crate::worker::PoolId;
 pub(super) fn refusals(plan: &Plan, input: &PlanInput<'_>) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let nothing_desired = input.desired.is_empty() && input.options.mode == PlanMode::Converge;
-    let has_workers = plan.pools.iter().any(|pool| !pool.steps.is_empty());
-    if nothing_desired && has_workers && !input.options.allow_empty {
+    if nothing_desired && !plan.is_empty() && !input.options.allow_empty {
         refusals.push(Refusal::Empty);
     }
     refusals.extend(pool_refusals(plan, input.recorded));
@@ -74,7 +73,7 @@ fn too_many(pool: &PoolPlan, recorded: Option<&RecordedPool>) -> Option<Refusal>
         .steps
         .iter()
         .filter(|step| step.action == Action::Delete && !step.reason.is_left_behind())
-        .count();
-    let planned = u32::try_from(planned).unwrap_or(u32::MAX);
+        .map(|step| step.summary().destroy)
+        .sum();
     (planned > limit).then(|| Refusal::MaxDestroy { pool: pool.pool.clone(), planned, limit })
 }

@@ -8,9 +8,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use pool_provider::{Idempotency, ObservedWorker};
+use pool_provider::{Idempotency, ObservedStatus, ObservedWorker};
 
-use super::input::{Observation, OperationKind, RecordedWorker};
+use super::input::{Observation, OpenOperation, OperationKind, RecordedWorker};
 use crate::worker::Phase;
 
 /// What state of life a worker is in.
@@ -52,7 +52,9 @@ pub fn judge(
 ) -> Condition {
     let open = worker.operation.as_ref();
     let deleting = open.is_some_and(|operation| operation.kind == OperationKind::Delete);
-    if deleting || worker.phase == Phase::Deleting {
+    // What is on its way out at the provider never runs again.
+    let stopping = seen.is_some_and(|seen| seen.status == ObservedStatus::Stopping);
+    if deleting || stopping || worker.phase == Phase::Deleting {
         return Condition::Leaving;
     }
     if worker.phase == Phase::Failed {
@@ -72,6 +74,42 @@ pub fn judge(
         Phase::Ready | Phase::Quarantined => Condition::Serving,
         Phase::Unhealthy | Phase::Lost => Condition::Unhealthy,
         Phase::Deleting | Phase::Deleted | Phase::Failed => Condition::Leaving,
+    }
+}
+
+/// Whether a create call may still have an effect that does not show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landing {
+    /// It cannot: it shows already, or it never will.
+    Over,
+    /// It may, until then.
+    Until(Timestamp),
+    /// It may, until a complete listing says otherwise.
+    Unseen,
+}
+
+/// Says whether the worker's create call may still have an effect that does not show. Whoever deletes
+/// such a worker would miss it.
+pub fn may_land(
+    worker: &RecordedWorker,
+    seen: Option<&ObservedWorker>,
+    observation: Option<&Observation>,
+    now: Timestamp,
+) -> Landing {
+    let creates = |operation: &&OpenOperation| operation.kind == OperationKind::Create;
+    let Some(open) = worker.operation.as_ref().filter(creates).filter(|_| seen.is_none()) else {
+        return Landing::Over;
+    };
+    let Some(observation) = observation.filter(|observation| observation.was_asked()) else {
+        return Landing::Unseen;
+    };
+    let settled = later(open.sent_at, observation.description().settle);
+    if now < settled {
+        Landing::Until(settled)
+    } else if observation.is_complete() {
+        Landing::Over
+    } else {
+        Landing::Unseen
     }
 }
 

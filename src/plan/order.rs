@@ -76,6 +76,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         overridden: desired.map(|desired| desired.overridden.clone()).unwrap_or_default(),
         settings: pool.settings(!steps.is_empty()),
         records_config: pool.records_config(),
+        narrowed: pool.input.is_narrowed_within(pool.id),
         secrets: desired.map(|desired| desired.secrets.clone()).unwrap_or_default(),
         specs_before,
         budget: pool.budget(&slots, batches),
@@ -192,11 +193,10 @@ impl<'a> PoolInput<'a> {
         empty: impl Fn(Slot) -> SlotInput<'a>,
     ) -> BTreeSet<Slot> {
         let size = self.desired.map_or(0, |desired| desired.size) as usize;
-        let hash = self.desired.map(|desired| desired.spec.hash());
-        // A slot with nothing but strays is free, unless one of them may be what it needs.
+        // A slot with nothing but strays is free, unless one of them is what it needs.
         let is_occupied = |slot: &SlotInput<'a>| {
             !slot.occupants.is_empty()
-                || slot.strays.iter().any(|stray| Some(&stray.worker.spec_hash) == hash.as_ref())
+                || self.desired.is_some_and(|desired| slot::has_adoptable(slot, desired))
         };
         let mut ranked: Vec<&SlotInput<'a>> =
             slots.values().filter(|slot| is_occupied(slot)).collect();
@@ -230,6 +230,7 @@ impl<'a> PoolInput<'a> {
             recorded: worker,
             seen,
             condition: judge::judge(worker, seen, observation, self.input.now),
+            landing: judge::may_land(worker, seen, observation, self.input.now),
             fit,
             replacement_is_requested: self.input.replacement_is_requested(self.id, worker.slot),
         }
@@ -244,7 +245,7 @@ impl<'a> PoolInput<'a> {
                     (None, PlanMode::Destroy) => Reason::DeleteByRequest,
                     (None, PlanMode::Converge) => Reason::DeleteBecausePoolRemoved,
                 };
-                Decision { needs: slot::give_up(slot, reason), ..Decision::default() }
+                slot::give_up(slot, reason)
             }
         }
     }
@@ -364,8 +365,8 @@ fn worth(slot: &SlotInput<'_>) -> u8 {
         Condition::Serving if matches!(occupant.fit, Fit::Outdated(_)) => 4,
         Condition::Serving => 5,
     };
-    // A slot with nothing but an adoptable stray is as good as one that serves.
-    slot.occupants.iter().map(of).max().unwrap_or(5)
+    // An adoptable stray has yet to pass its health check, as a worker that is found has.
+    slot.occupants.iter().map(of).max().unwrap_or(3)
 }
 
 /// Puts what is needed into waves.

@@ -6,11 +6,13 @@
 
 use std::cmp::Reverse;
 
+use jiff::Timestamp;
+
 use pool_provider::ObservedWorker;
 
 use super::compare::{self, Fit};
 use super::input::RecordedWorker;
-use super::judge::Condition;
+use super::judge::{Condition, Landing};
 use super::types::{
     Action, FieldChange, NewWorker, NewWorkerOrigin, OldWorker, Reason, ReplaceOrder,
 };
@@ -23,6 +25,7 @@ pub(super) struct Occupant<'a> {
     pub(super) recorded: &'a RecordedWorker,
     pub(super) seen: Option<&'a ObservedWorker>,
     pub(super) condition: Condition,
+    pub(super) landing: Landing,
     pub(super) fit: Fit,
     pub(super) replacement_is_requested: bool,
 }
@@ -64,7 +67,7 @@ pub(super) struct Need<'a> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Decision<'a> {
     pub(super) needs: Vec<Need<'a>>,
-    pub(super) waiting: Vec<(Generation, Option<jiff::Timestamp>)>,
+    pub(super) waiting: Vec<(Generation, Option<Timestamp>)>,
     pub(super) stays: bool,
 }
 
@@ -127,11 +130,6 @@ impl Stray<'_> {
 /// Decides for a slot that the pool keeps.
 pub(super) fn keep<'a>(input: &SlotInput<'a>, desired: &DesiredPool) -> Decision<'a> {
     let mut decision = Decision::default();
-    for occupant in &input.occupants {
-        if let Condition::Waiting(until) = occupant.condition {
-            decision.waiting.push((occupant.recorded.generation, until));
-        }
-    }
     let fits = |occupant: &&Occupant<'a>| {
         occupant.is_wanted() && !matches!(occupant.fit, Fit::Outdated(_))
     };
@@ -145,15 +143,42 @@ pub(super) fn keep<'a>(input: &SlotInput<'a>, desired: &DesiredPool) -> Decision
         .iter()
         .filter(|occupant| occupant.condition.is_unfinished() && occupant.fit == Fit::Current)
         .find(fits);
+    // What may still land is neither deleted nor followed by another create: both would miss it.
+    let keeper = serving.or(coming).map(|keeper| keeper.recorded.generation);
+    decision.waiting = landing(input, keeper);
     if let Some(keeper) = serving {
         stay(input, keeper, &mut decision);
+    } else if !decision.waiting.is_empty() {
+        // Decided once it has landed, or cannot any more.
     } else if let Some(keeper) = coming {
         decision.needs.push(finish(input, keeper));
-    } else if decision.waiting.is_empty() {
+    } else {
         decision.needs.push(begin(input, desired));
     }
     strays(input, desired, &mut decision);
     decision
+}
+
+/// Returns the workers, but for the one that is kept, whose create call may still have an effect, and the
+/// kept one when nothing makes sending it again safe.
+fn landing(
+    input: &SlotInput<'_>,
+    keeper: Option<Generation>,
+) -> Vec<(Generation, Option<Timestamp>)> {
+    input
+        .occupants
+        .iter()
+        .filter_map(|occupant| {
+            let generation = occupant.recorded.generation;
+            match (occupant.condition, occupant.landing) {
+                (Condition::Waiting(until), _) => Some((generation, until)),
+                _ if Some(generation) == keeper => None,
+                (_, Landing::Until(until)) => Some((generation, Some(until))),
+                (_, Landing::Unseen) => Some((generation, None)),
+                (_, Landing::Over) => None,
+            }
+        })
+        .collect()
 }
 
 /// The slot's worker serves and fits, perhaps after an update in place.
@@ -299,38 +324,50 @@ fn adoptable<'a>(input: &SlotInput<'a>, desired: &DesiredPool) -> Option<Stray<'
 
 fn strays<'a>(input: &SlotInput<'a>, desired: &DesiredPool, decision: &mut Decision<'a>) {
     let adopted = adoptable(input, desired).map(|stray| &stray.worker.provider_id);
-    let gone: Vec<OldWorker> = input
-        .strays
-        .iter()
-        .filter(|stray| Some(&stray.worker.provider_id) != adopted)
-        .map(Stray::old)
-        .collect();
-    if !gone.is_empty() {
-        let reason = Reason::DeleteBecauseOrphan;
-        decision.needs.push(Need { delete: gone, ..need(input.slot, Action::Delete, reason) });
-    }
+    let goes = |stray: &&Stray<'a>| Some(&stray.worker.provider_id) != adopted;
+    decision.needs.extend(delete_strays(input, goes));
+}
+
+/// A generation that this state meant to create is what a run left behind; a later one tells that the
+/// state is older than the world, and guards have a say.
+fn delete_strays<'a>(input: &SlotInput<'a>, goes: impl Fn(&&Stray<'a>) -> bool) -> Vec<Need<'a>> {
+    let last = input.last_generation;
+    let (known, unknown): (Vec<&Stray<'a>>, Vec<&Stray<'a>>) =
+        input.strays.iter().filter(goes).partition(|stray| stray.worker.name.generation <= last);
+    [(known, Reason::DeleteBecauseOrphan), (unknown, Reason::DeleteBecauseUnknown)]
+        .into_iter()
+        .filter(|(strays, _)| !strays.is_empty())
+        .map(|(strays, reason)| {
+            let delete = strays.into_iter().map(Stray::old).collect();
+            Need { delete, ..need(input.slot, Action::Delete, reason) }
+        })
+        .collect()
 }
 
 /// Decides for a slot that the pool gives up.
-pub(super) fn give_up<'a>(input: &SlotInput<'a>, reason: Reason) -> Vec<Need<'a>> {
+pub(super) fn give_up<'a>(input: &SlotInput<'a>, reason: Reason) -> Decision<'a> {
     let mut needs = Vec::new();
-    let all: Vec<&Occupant<'a>> = input.occupants.iter().collect();
+    let all: Vec<&Occupant<'a>> =
+        input.occupants.iter().filter(|occupant| occupant.landing == Landing::Over).collect();
     if !all.is_empty() {
         needs.push(delete(input.slot, reason, &all));
     }
-    let strays: Vec<OldWorker> = input.strays.iter().map(Stray::old).collect();
-    if !strays.is_empty() {
-        let reason = Reason::DeleteBecauseOrphan;
-        needs.push(Need { delete: strays, ..need(input.slot, Action::Delete, reason) });
-    }
-    needs
+    needs.extend(delete_strays(input, |_| true));
+    Decision { needs, waiting: landing(input, None), stays: false }
 }
 
+/// Returns whether a stray is what the slot needs.
+pub(super) fn has_adoptable(input: &SlotInput<'_>, desired: &DesiredPool) -> bool {
+    adoptable(input, desired).is_some()
+}
+
+/// Everybody in the slot but its keeper, and but those who may still land.
 fn others<'o, 'a>(input: &'o SlotInput<'a>, keeper: &Occupant<'a>) -> Vec<&'o Occupant<'a>> {
     let mut rest: Vec<&Occupant<'a>> = input
         .occupants
         .iter()
         .filter(|other| other.recorded.generation != keeper.recorded.generation)
+        .filter(|other| other.landing == Landing::Over)
         .collect();
     rest.sort_by_key(|other| Reverse(other.recorded.generation));
     rest

@@ -64,6 +64,7 @@ fn description() -> Description {
         idempotency: Idempotency::Token,
         consistency: Consistency::Strong,
         settle: Duration::ZERO,
+        slowest_delete: Duration::ZERO,
         in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
         one_host: false,
         capacity: None,
@@ -469,11 +470,59 @@ fn strays_are_adopted_when_they_fit_and_deleted_when_they_do_not() {
     case.check("stray 0.1 a", "1 adopt 0 adopt_orphan +1(orphan)");
     case.check(
         "stray 0.1 b",
-        "1 delete 0 delete_because_orphan -1
-         2 create 0 create_because_empty +2",
+        "1 create 0 create_because_empty +2
+         2 delete 0 delete_because_unknown -1",
     );
     case.check("0.2 ready a\nstray 0.1 a", "1 delete 0 delete_because_orphan -1");
-    case.check("0.1 ready a\nstray 7.1 b", "1 delete 7 delete_because_orphan -1");
+    case.check("0.1 ready a\nstray 7.1 b", "1 delete 7 delete_because_unknown -1");
+}
+
+#[test]
+fn no_stray_costs_a_worker_that_serves_its_place() {
+    let case = Case { size: 1, ..Case::default() };
+    case.check("3.1 ready a\nstray 0.1 a", "1 delete 0 delete_because_unknown -1");
+    case.check("3.1 ready a\nstray 0.1 b", "1 delete 0 delete_because_unknown -1");
+}
+
+#[test]
+fn workers_that_this_state_never_created_are_guarded_like_any_other() {
+    let limited = |config: &mut StaticPoolConfig| {
+        config.guards.max_destroy = Some(CountOrPercent::Count(1));
+    };
+    let case = Case { size: 1, config: limited, ..Case::default() };
+    let old_state = case.plan("0.1 ready a\nstray 1.1 b\nstray 2.1 b\nstray 3.1 b");
+    assert_eq!(old_state.refusals.len(), 1, "an old state must not delete a fleet");
+    let left_behind = case.plan("0.2 ready a\nstray 0.1 a\nstray 0.1 b\nstray 0.2 a");
+    assert_eq!(left_behind.refusals, []);
+}
+
+#[test]
+fn what_may_still_land_is_not_deleted_before_it_has_or_cannot_any_more() {
+    let late = |size| Case {
+        size,
+        image: "b",
+        description: |d| d.settle = Duration::from_secs(60),
+        ..Case::default()
+    };
+    late(0).check("0.1 provisioning a gone open:create", "waiting ci-0-1");
+    late(1).check("0.1 provisioning a gone open:create", "waiting ci-0-1");
+    late(1).check("0.1 ready a\n0.2 provisioning c gone open:create", "waiting ci-0-2");
+    late(1).check(
+        "0.1 provisioning b gone open:create",
+        "1 create 0 create_because_interrupted +1(resend)",
+    );
+    let blind = Case { size: 0, complete: false, ..Case::default() };
+    blind.check("0.1 provisioning a gone open:create", "waiting ci-0-1");
+}
+
+#[test]
+fn a_worker_that_is_on_its_way_out_does_not_serve() {
+    let mut workers = recorded("0.1 ready a").0;
+    let mut seen = observed(Slot(0), Generation(1), "a");
+    seen.status = ObservedStatus::Stopping;
+    workers.operation = None;
+    let now = NOW.parse().unwrap();
+    assert_eq!(judge::judge(&workers, Some(&seen), None, now), judge::Condition::Leaving);
 }
 
 #[test]

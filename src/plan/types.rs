@@ -56,6 +56,8 @@ pub struct PoolPlan {
     pub settings: Vec<FieldChange>,
     /// Whether the config is to be recorded: a run that is narrowed to slots does not.
     pub records_config: bool,
+    /// Whether the run is narrowed to some of the pool's slots.
+    pub narrowed: bool,
     /// The distinct specs of the workers before; steps refer to them by number.
     pub specs_before: Vec<Spec>,
     /// The steps, in order of wave and slot.
@@ -181,6 +183,9 @@ pub enum Reason {
     DeleteBecausePoolRemoved,
     /// The worker bears our tag and is not recorded.
     DeleteBecauseOrphan,
+    /// The worker bears our tag, and this state never meant to create it: the state may be older than
+    /// the worker.
+    DeleteBecauseUnknown,
     /// A newer worker of the slot has taken its place.
     DeleteBecauseSuperseded,
     /// A run was interrupted while it deleted the worker.
@@ -322,19 +327,7 @@ pub struct Summary {
 impl Plan {
     /// Counts the plan's steps.
     pub fn summary(&self) -> Summary {
-        let mut summary = Summary::default();
-        for step in self.pools.iter().flat_map(|pool| &pool.steps) {
-            match step.action {
-                Action::Create => summary.add += 1,
-                Action::Update | Action::Adopt => summary.change += 1,
-                Action::Replace(_) => {
-                    summary.add += 1;
-                    summary.destroy += 1;
-                }
-                Action::Delete => summary.destroy += 1,
-            }
-        }
-        summary
+        self.pools.iter().flat_map(|pool| &pool.steps).map(Step::summary).sum()
     }
 
     /// Returns whether applying it would do nothing.
@@ -345,6 +338,31 @@ impl Plan {
     /// Returns whether it may be applied.
     pub fn is_applyable(&self) -> bool {
         self.refusals.is_empty() && !self.is_empty()
+    }
+}
+
+impl std::iter::Sum for Summary {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |sum, part| Self {
+            add: sum.add + part.add,
+            change: sum.change + part.change,
+            destroy: sum.destroy + part.destroy,
+        })
+    }
+}
+
+impl Step {
+    /// Counts the workers that come, change and go. A replacement is at least one of each of the two; of
+    /// leftovers only those count that are there.
+    pub fn summary(&self) -> Summary {
+        let there = self.reap.iter().chain(&self.delete).filter(|old| old.observed).count();
+        let there = u32::try_from(there).unwrap_or(u32::MAX);
+        match self.action {
+            Action::Create => Summary { add: 1, change: 0, destroy: there },
+            Action::Update | Action::Adopt => Summary { add: 0, change: 1, destroy: there },
+            Action::Replace(_) => Summary { add: 1, change: 0, destroy: there.max(1) },
+            Action::Delete => Summary { add: 0, change: 0, destroy: there.max(1) },
+        }
     }
 }
 

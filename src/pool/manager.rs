@@ -12,7 +12,7 @@ use crate::apply::{Observer, PoolOutcome};
 use crate::clock::Clock;
 use crate::config::{LoadedPool, StaticPoolConfig};
 use crate::plan::{Listed, Plan, PlanOptions};
-use crate::state::Store;
+use crate::state::{StateError, Store, holder};
 use crate::worker::PoolId;
 
 /// What a pool's methods return: boxed, so that pools of several kinds can stand in one list.
@@ -150,7 +150,17 @@ impl<T: WorkerProvider + Clone> ResourcePool for StaticPoolManager<T> {
                 let observer: Observer = Arc::new(|_| {});
                 reconciler.apply(&plan, &locks, observer).await
             };
-            let outcome = run.await;
+            // The lock must outlive a run that takes longer than a lock without heartbeat.
+            let beat = async {
+                loop {
+                    tokio::time::sleep(holder::HEARTBEAT).await;
+                    let _taken_over = self.store.heartbeat(&lock).await.is_err();
+                }
+            };
+            let outcome = tokio::select! {
+                outcome = run => outcome,
+                () = beat => Err(PoolError::State(StateError::Closed)),
+            };
             self.store.unlock(&lock).await?;
             self.read_status().await?;
             outcome

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_provider::{DeploymentId, SharedProvider, WorkerProvider};
-use tokio::time::sleep;
+use pool_provider::{DeploymentId, ProviderError, SharedProvider, WorkerProvider};
+use tokio::time::{sleep, timeout};
 
 use super::PoolError;
 use super::secrets::Secrets;
@@ -16,7 +16,12 @@ use crate::config::LoadedPool;
 use crate::desired::{DesiredPool, Spec};
 use crate::plan::{self, Listed, Observation, Plan, PlanInput, PlanOptions, RecordedPool, Step};
 use crate::state::{PoolLock, Store};
-use crate::worker::PoolId;
+use crate::worker::{PoolId, Slot};
+
+/// How often a listing is tried, how long each may take, and how long the first pause between two is.
+const LISTING_ATTEMPTS: u32 = 3;
+const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
+const LISTING_PAUSE: Duration = Duration::from_millis(500);
 
 /// How often a run waits for the outcome of interrupted creates before it leaves them to the next run.
 const MAX_WAITS: u32 = 3;
@@ -71,27 +76,24 @@ impl Reconciler {
         let recorded = self.store.load().await?;
         let workers = || recorded.iter().flat_map(|pool| &pool.workers);
         let refresh = refresh || workers().any(|worker| worker.operation.is_some());
-        let used: BTreeSet<&str> = desired
-            .iter()
-            .map(|pool| pool.provider.as_str())
-            .chain(workers().map(|worker| worker.provider.as_str()))
-            .collect();
+        let mut used = self.store.provider_names().await?;
+        used.extend(desired.iter().map(|pool| pool.provider.clone()));
         let mut observed = BTreeMap::new();
         for name in used {
             let provider = self
                 .providers
-                .get(name)
-                .ok_or_else(|| PoolError::UnknownProvider(name.to_owned()))?;
+                .get(&name)
+                .ok_or_else(|| PoolError::UnknownProvider(name.clone()))?;
             let observation = if refresh {
-                let listed = observe(provider, self.store.deployment()).await;
-                Observation::Listed(listed.map_err(|error| PoolError::Provider {
-                    name: name.to_owned(),
-                    reason: format!("listing its workers: {error}"),
+                let listed = observe_patiently(provider, self.store.deployment()).await;
+                Observation::Listed(listed.map_err(|reason| PoolError::Provider {
+                    name: name.clone(),
+                    reason: format!("listing its workers: {reason}"),
                 })?)
             } else {
                 Observation::NotAsked(provider.describe())
             };
-            observed.insert(name.to_owned(), observation);
+            observed.insert(name, observation);
         }
         let plan = plan::plan(&PlanInput {
             deployment: Some(self.store.deployment()).filter(|_| !self.store.is_ephemeral()),
@@ -151,9 +153,19 @@ impl Reconciler {
             observer,
             parallelism: self.parallelism,
         };
-        let outcomes = apply::apply(&applier, plan, locks).await;
+        let mut outcomes = apply::apply(&applier, plan, locks).await;
         if outcomes.iter().all(|outcome| outcome.stopped_by.is_none()) {
-            self.sweep(&applier, plan, locks).await?;
+            match self.sweep(&applier, plan, locks).await {
+                Ok(swept) => {
+                    outcomes.extend(swept.into_iter().filter(|swept| !swept.is_complete()));
+                }
+                // What was done is done, and is told; that nothing was left over is not known.
+                Err(error) => {
+                    if let Some(first) = outcomes.first_mut() {
+                        first.unsure = Some(format!("looking for what is left over: {error}"));
+                    }
+                }
+            }
         }
         Ok(outcomes)
     }
@@ -165,22 +177,29 @@ impl Reconciler {
         applier: &Applier,
         plan: &Plan,
         locks: &BTreeMap<PoolId, PoolLock>,
-    ) -> Result<(), PoolError> {
+    ) -> Result<Vec<PoolOutcome>, PoolError> {
         let options = PlanOptions { allow_empty: true, ..PlanOptions::default() };
         let desired: Vec<DesiredPool> = plan.pools.iter().filter_map(as_desired).collect();
         let mut again = self.plan(&desired, &options, true).await?.plan;
         let sweeps =
             |step: &Step| step.action == plan::Action::Delete && step.reason.is_left_behind();
+        // A run that is narrowed to slots leaves the others alone here too.
+        let narrowed: BTreeMap<&PoolId, BTreeSet<Slot>> = plan
+            .pools
+            .iter()
+            .filter(|pool| pool.narrowed)
+            .map(|pool| (&pool.pool, pool.steps.iter().map(|step| step.slot).collect()))
+            .collect();
         again.pools.retain_mut(|pool| {
             pool.steps.retain(sweeps);
+            if let Some(slots) = narrowed.get(&pool.pool) {
+                pool.steps.retain(|step| slots.contains(&step.slot));
+            }
             pool.records_config = false;
             pool.settings.clear();
             !pool.steps.is_empty() && locks.contains_key(&pool.pool)
         });
-        if !again.pools.is_empty() {
-            apply::apply(applier, &again, locks).await;
-        }
-        Ok(())
+        Ok(apply::apply(applier, &again, locks).await)
     }
 }
 
@@ -196,6 +215,29 @@ fn as_desired(plan: &plan::PoolPlan) -> Option<DesiredPool> {
         place: plan.place.clone(),
         overridden: plan.overridden.clone(),
     })
+}
+
+/// Lists like [`observe`], and again when that may help; a listing that never answers is given up.
+async fn observe_patiently(
+    provider: &SharedProvider,
+    owner: &DeploymentId,
+) -> Result<Listed, String> {
+    let mut attempt = 1;
+    loop {
+        let pause = match timeout(LISTING_TIMEOUT, observe(provider, owner)).await {
+            Ok(Ok(listed)) => return Ok(listed),
+            Ok(Err(error)) if !error.is_worth_a_retry() || attempt == LISTING_ATTEMPTS => {
+                return Err(error.to_string());
+            }
+            Err(_) if attempt == LISTING_ATTEMPTS => {
+                return Err(format!("no answer within {LISTING_TIMEOUT:?}"));
+            }
+            Ok(Err(ProviderError::RateLimited { retry_after: Some(wait), .. })) => wait,
+            Ok(Err(_)) | Err(_) => LISTING_PAUSE * attempt,
+        };
+        sleep(pause).await;
+        attempt += 1;
+    }
 }
 
 /// Lists every worker of `owner`, page by page.

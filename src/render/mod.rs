@@ -52,6 +52,9 @@ pub(crate) fn reason_text(reason: Reason) -> &'static str {
         Reason::DeleteBecauseScaleIn => "the pool becomes smaller",
         Reason::DeleteBecausePoolRemoved => "the files no longer name the pool",
         Reason::DeleteBecauseOrphan => "it bears our tag and is not recorded",
+        Reason::DeleteBecauseUnknown => {
+            "it bears our tag, and this state never created it: is the state an old one?"
+        }
         Reason::DeleteBecauseSuperseded => "a newer worker has taken its place",
         Reason::DeleteBecauseInterrupted => "a run was interrupted while it deleted the worker",
         Reason::DeleteByRequest => "destroy asks for it",

@@ -170,6 +170,12 @@ fn step_block(pool: &PoolPlan, group: &[&Step], look: Look, text: &mut String) {
     text.push_str(&format!("  # {}[{}] will be {verb}{count}\n", pool.pool, ranges(&slots)));
     let why = format!("      because {}{}\n", reason_text(first.reason), how(group));
     text.push_str(&look.faint(&why));
+    for step in group {
+        for old in step.reap.iter().filter(|old| old.observed) {
+            let name = pool.worker(step.slot, old.generation);
+            text.push_str(&look.removed(&format!("  - worker {name} (left over)\n")));
+        }
+    }
     match first.action {
         Action::Create => {
             for line in

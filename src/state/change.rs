@@ -20,6 +20,7 @@ use super::load::{from_ms, to_ms};
 use super::lock::PoolLock;
 use super::writer::JobError;
 use crate::config::StaticPoolConfig;
+use crate::desired::SecretHashes;
 use crate::plan::{Budget, Failure, RecordedSpec};
 use crate::worker::{DeploymentId, Phase, PoolId};
 
@@ -209,6 +210,17 @@ impl Change<'_> {
         Ok(self.connection.prepare_cached(sql)?.query_row([digest], |row| row.get(0))?)
     }
 
+    /// Returns what is known of the secrets that a worker was made with.
+    pub(super) fn secrets_of(&self, key: WorkerKey) -> Result<SecretHashes, JobError> {
+        let sql = "SELECT secrets FROM spec JOIN worker ON worker.spec = spec.id
+                   WHERE pool = ?1 AND slot = ?2 AND generation = ?3";
+        let text: String = self
+            .connection
+            .prepare_cached(sql)?
+            .query_row((self.pool(), key.slot.0, key.generation.0), |row| row.get(0))?;
+        Ok(serde_json::from_str(&text).unwrap_or_default())
+    }
+
     pub(super) fn remember_generation(&self, key: WorkerKey) -> Result<(), JobError> {
         self.execute(
             "INSERT INTO slot (pool, slot, last_generation) VALUES (?1, ?2, ?3)
@@ -362,6 +374,7 @@ impl Change<'_> {
         timeout: Duration,
     ) -> Result<(), JobError> {
         self.close_open(key, "done", None)?;
+        self.bump_serial()?;
         let row = self.known_worker(key)?;
         self.execute(
             "UPDATE worker SET provider_id = ?2, addresses = ?3, attributes = ?4 WHERE id = ?1",
@@ -422,6 +435,7 @@ impl Change<'_> {
 
     pub(super) fn deleted(&self, key: WorkerKey) -> Result<(), JobError> {
         self.close_open(key, "done", None)?;
+        self.bump_serial()?;
         self.move_to(key, Phase::Deleted, None, "gone")?;
         // One tombstone a slot is enough: the slot's row keeps the last generation.
         let older = "SELECT id FROM worker

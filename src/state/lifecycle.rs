@@ -213,7 +213,7 @@ impl Store {
         .await
     }
 
-    /// Records what a worker is made from after an update.
+    /// Records what a worker is made from after an update; its secrets are those that it was made with.
     pub async fn record_updated(
         &self,
         lock: &PoolLock,
@@ -223,7 +223,8 @@ impl Store {
     ) -> Result<(), StateError> {
         self.change(lock, move |change| {
             change.close_open(key, "done", None)?;
-            let spec = change.spec(&spec)?;
+            let secrets = change.secrets_of(key)?;
+            let spec = change.spec(&RecordedSpec { secrets, ..RecordedSpec::clone(&spec) })?;
             let sql =
                 "UPDATE worker SET spec = ?4 WHERE pool = ?1 AND slot = ?2 AND generation = ?3";
             change.execute(sql, (change.pool(), key.slot.0, key.generation.0, spec))?;

@@ -90,9 +90,9 @@ pub(super) fn pool_ids(connection: &Connection) -> Result<BTreeSet<PoolId>, JobE
     ids.map(|id| pool_id(&id?)).collect()
 }
 
-/// Returns the names of the providers that recorded workers came from.
+/// Returns the names of the providers that workers ever came from; tombstones tell of the past.
 pub(super) fn provider_names(connection: &Connection) -> Result<BTreeSet<String>, JobError> {
-    let sql = "SELECT DISTINCT provider FROM worker WHERE phase <> 'deleted'";
+    let sql = "SELECT DISTINCT provider FROM worker";
     let mut statement = connection.prepare_cached(sql)?;
     let names = statement.query_map([], |row| row.get(0))?;
     names.collect::<Result<_, _>>().map_err(JobError::from)

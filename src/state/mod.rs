@@ -166,7 +166,8 @@ impl Store {
         self.writer.run(load::pool_ids).await
     }
 
-    /// Returns the names of the providers that recorded workers came from.
+    /// Returns the names of the providers that workers ever came from, those that are gone included: a
+    /// late call may still bring something there.
     pub async fn provider_names(&self) -> Result<BTreeSet<String>, StateError> {
         self.writer.run(load::provider_names).await
     }

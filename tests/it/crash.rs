@@ -111,9 +111,9 @@ fn hostile(seed: u64, idempotency: Idempotency) -> Settings {
 }
 
 /// Kills run after run at drawn points, then lets runs finish until one has nothing left to do.
-async fn seeded(seed: u64, crashes: &[usize], idempotency: Idempotency) {
-    let configs =
-        [pool(8, "a", ""), pool(8, "b", ""), pool(5, "b", "labels: {x: y}"), pool(9, "c", "")];
+async fn seeded(seed: u64, crashes: &[usize], idempotency: Idempotency, removed: bool) {
+    let last = if removed { "{version: 1, pools: []}".to_owned() } else { pool(9, "c", "") };
+    let configs = [pool(8, "a", ""), pool(8, "b", ""), pool(5, "b", "labels: {x: y}"), last];
     let world = World::new(hostile(seed, idempotency));
     for (config, point) in configs.iter().zip(crashes) {
         world.apply(config, &Switch::die_at(*point)).await;
@@ -139,7 +139,7 @@ async fn seeded(seed: u64, crashes: &[usize], idempotency: Idempotency) {
 /// had two creates at once; the state refused the second one, in every run again.
 #[tokio::test(start_paused = true)]
 async fn a_create_that_nobody_wants_any_more_is_reaped_before_the_next_one() {
-    seeded(7_458_893_354_851_029_586, &[61, 16, 188, 91], Idempotency::Token).await;
+    seeded(7_458_893_354_851_029_586, &[61, 16, 188, 91], Idempotency::Token, false).await;
 }
 
 /// How many seeded runs are tried; more where somebody asks for more.
@@ -156,12 +156,13 @@ proptest! {
         idempotency in prop::sample::select(vec![
             Idempotency::Token, Idempotency::UniqueName, Idempotency::None,
         ]),
+        removed: bool,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
             .build()
             .unwrap();
-        runtime.block_on(seeded(seed, &crashes, idempotency));
+        runtime.block_on(seeded(seed, &crashes, idempotency, removed));
     }
 }

@@ -38,7 +38,7 @@ impl CommitFaults for FullAt {
 
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_is_full_at_any_commit_costs_nothing_but_another_run() {
-    let yaml = pool(4, "provisioning: {max_concurrent: 2}");
+    let yaml = pool(4, "provisioning: {max_concurrency: 2}");
     for commit in 1.. {
         let world = World::new(Settings::default());
         let outcome = world.apply_with(&yaml, world.provider(), Box::new(FullAt(commit, 0))).await;
@@ -214,10 +214,10 @@ async fn fail_fast_makes_no_new_call_after_the_first_failure() {
 
 // In real time: a paused clock would jump while the state's thread works.
 #[tokio::test]
-async fn no_more_than_max_concurrent_workers_are_worked_on_at_a_time() {
+async fn no_more_than_max_concurrency_workers_are_worked_on_at_a_time() {
     for (provisioning, most) in [
-        ("provisioning: {max_concurrent: 5}", 5),
-        ("provisioning: {max_concurrent: 1}", 1),
+        ("provisioning: {max_concurrency: 5}", 5),
+        ("provisioning: {max_concurrency: 1}", 1),
         ("provisioning: {strategy: sequential}", 1),
     ] {
         let world = World::new(Settings::default());
@@ -233,7 +233,7 @@ async fn no_more_than_max_concurrent_workers_are_worked_on_at_a_time() {
 #[tokio::test(start_paused = true)]
 async fn observing_a_thousand_workers_is_one_paged_listing_and_no_call_each() {
     let world = World::new(Settings { page_size: 100, ..Settings::default() });
-    let yaml = pool(1000, "provisioning: {max_concurrent: 100}");
+    let yaml = pool(1000, "provisioning: {max_concurrency: 100}");
     world.apply(&yaml, &Switch::never()).await;
     let before = world.cloud.calls();
     assert!(world.plan(&yaml).await.is_empty());

@@ -146,6 +146,7 @@ fn habits_of_terraform_and_kubectl_get_an_answer_about_the_word_that_was_meant()
     let cut: String = sandbox.read("saved").chars().take(300).collect();
     sandbox.write("cut", &cut);
     told(&["apply", "cut"], "the plan file cut is damaged");
+    told(&["apply", "saved", "-allow-empty"], "a saved plan is carried out as it is");
     told(&["show", "nowhere"], "No such file");
     told(&["plan", "ci.yaml", "-target", "ci[0]", "-replace", "ci[1]"], "would do nothing");
     told(&["destroy", "ci.yaml", "-replace", "ci"], "would do nothing");
@@ -184,7 +185,7 @@ fn a_killed_destroy_is_finished_by_the_next_one() {
     let sandbox = Sandbox::new();
     // Each worker takes a moment to end, so that the kill comes in the middle.
     let slow = "trap \"sleep 0.2; exit\" TERM; while true; do sleep 0.05; done";
-    sandbox.write("ci.yaml", &pool(6, slow, "provisioning: {max_concurrent: 2}\n"));
+    sandbox.write("ci.yaml", &pool(6, slow, "provisioning: {max_concurrency: 2}\n"));
     sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(0);
     let mut destroy = sandbox.spawn(&["destroy", "--auto-approve"]);
     let deleting = || {
@@ -198,4 +199,60 @@ fn a_killed_destroy_is_finished_by_the_next_one() {
     assert_eq!(sandbox.workers().len(), 0);
     let status = sandbox.pool(&["status"]).exits(0);
     assert_eq!(status.stdout, "No pools are recorded.\n");
+}
+
+/// Only pools of the files and of the state were locked, and a plan for any other was never carried out.
+#[test]
+fn a_worker_of_a_pool_that_nobody_remembers_is_deleted() {
+    let sandbox = Sandbox::new();
+    let sim = |id: &str| {
+        pool(1, "x", "provider: sim\n").replace("pool_id: ci", &format!("pool_id: {id}"))
+    };
+    sandbox.write("ci.yaml", &sim("ci"));
+    sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(0);
+    let cloud = sandbox.read(".pool/sim/cloud.jsonl");
+    let created = cloud.lines().find(|line| line.contains("\"put\"")).unwrap();
+    let other = created
+        .replace("\"pool\":\"ci\"", "\"pool\":\"forgotten\"")
+        .replace("\"provider_id\":\"sim-", "\"provider_id\":\"sim-other-");
+    sandbox.write(".pool/sim/cloud.jsonl", &format!("{cloud}{other}\n"));
+    let run = sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(0);
+    assert!(run.stdout.contains("worker forgotten-0-1"), "{}", run.stdout);
+    assert!(run.stdout.contains("1 destroyed"), "{}", run.stdout);
+    sandbox.pool(&["plan", "ci.yaml", "--detailed-exitcode"]).exits(0);
+}
+
+/// The delete call was given up before the provider came to SIGKILL.
+#[test]
+fn a_worker_that_ignores_sigterm_can_be_deleted_whatever_the_provisioning_timeout() {
+    let sandbox = Sandbox::new();
+    let deaf = "trap \"\" TERM; while true; do sleep 0.1; done";
+    sandbox.write("ci.yaml", &pool(1, deaf, "provisioning: {timeout: 2s}\n"));
+    sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(0);
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+    assert_eq!(sandbox.workers().len(), 0);
+}
+
+#[test]
+fn two_pools_that_a_variable_names_alike_are_one_too_many() {
+    let mut sandbox = Sandbox::new();
+    sandbox.set("NAME", "ci");
+    let twice = format!(
+        "{}\n---\n{}",
+        pool(1, "x", ""),
+        pool(2, "x", "").replace("pool_id: ci", "pool_id: ${NAME}")
+    );
+    sandbox.write("ci.yaml", &twice);
+    let ran = sandbox.pool(&["plan", "ci.yaml"]).exits(1);
+    assert!(ran.stderr.contains("the pool `ci` is given twice"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_config_from_a_pipe_is_read_whole() {
+    let sandbox = Sandbox::new();
+    sandbox.write("ci.yaml", &pool(1, "x", ""));
+    let ran = sandbox.shell("mkfifo pipe; cat ci.yaml > pipe & pool validate pipe");
+    assert_eq!(ran.stdout, "Valid: ci.\n", "{ran:?}");
+    let ran = sandbox.shell("cat ci.yaml | pool plan /dev/stdin");
+    assert!(ran.stdout.contains("Plan: 1 to add"), "{ran:?}");
 }

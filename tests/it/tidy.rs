@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The modules in reading order, and which of the others each may use.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("worker", &[]),
     ("clock", &["worker"]),
     ("config", &["worker"]),
@@ -23,7 +23,6 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("cli", &["pool", "render", "config", "clock", "state", "plan", "apply", "worker"]),
     ("lib", &[]),
     ("main", &[]),
-    ("serve", &[]),
 ];
 
 /// Where each foreign crate may be named.
@@ -141,7 +140,7 @@ fn files_have_headers_and_a_size_that_one_can_know() {
             assert!(text.starts_with("//!"), "{}: no header", path.display());
             let lines = text.lines().count();
             // Tables of tests may be longer than rooms that one lives in.
-            let most = if path.ends_with("plan/tests.rs") { 700 } else { 500 };
+            let most = if path.ends_with("plan/tests.rs") { 750 } else { 500 };
             assert!(lines <= most, "{}: {lines} lines", path.display());
         }
     }

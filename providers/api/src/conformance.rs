@@ -102,6 +102,8 @@ pub async fn run(subject: &impl Subject, seed: u8) -> Vec<Finding> {
             .await,
         finding("a deleted worker can be tried again under its name", trial(14).next_attempt())
             .await,
+        finding("a delete that names another id leaves the worker alone", trial(15).other_id())
+            .await,
         finding("what does not exist is not found", trial(9).not_found()).await,
         finding("a spec that cannot succeed is invalid, and leaves nothing", trial(10).invalid())
             .await,
@@ -358,6 +360,18 @@ impl<S: Subject> Trial<'_, S> {
         let second = second.map_err(|error| format!("the second attempt failed: {error}"))?;
         if second.provider_id == first.provider_id {
             return Err("two attempts have one provider id".to_owned());
+        }
+        self.list_until(1).await?;
+        self.clean().await.map(|()| true)
+    }
+
+    async fn other_id(&self) -> Result<bool, String> {
+        self.create(0).await?;
+        self.list_until(1).await?;
+        let worker = self.reference(0, Some("another-id".to_owned()));
+        match self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await {
+            Ok(()) | Err(ProviderError::NotFound(_)) => {}
+            Err(error) => return Err(format!("delete failed: {error}")),
         }
         self.list_until(1).await?;
         self.clean().await.map(|()| true)

@@ -160,7 +160,7 @@ impl Generation {
     /// Returns the generation after this one.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Description {
     pub consistency: Consistency,
     /// How long an effect may take to show in a listing, whatever became of its call.
     pub settle: Duration,
+    /// How long a delete may take to answer, grace for the worker included.
+    pub slowest_delete: Duration,
     /// What [`WorkerProvider::update`] can change.
     pub in_place: Vec<InPlaceField>,
     /// Whether all workers are on one host: two of them cannot listen on the same port.

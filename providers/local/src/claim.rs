@@ -113,6 +113,8 @@ impl ClaimFolder {
         let aside = self.path.join(format!(".{}.{}.{own}", claim.name, claim.attempt));
         let mut file = private_file(&aside)?;
         file.write_all(&serde_json::to_vec(claim)?)?;
+        // A claim that a power cut emptied would be an error in every later listing.
+        file.sync_data()?;
         Ok(aside)
     }
 
@@ -160,10 +162,11 @@ impl ClaimFolder {
         }
     }
 
-    /// Removes the claims of `name`, once nothing of it runs any more, and every tombstone that is out
+    /// Removes those claims of `name` of which nothing runs any more, and every tombstone that is out
     /// of date together with the log of its worker.
-    pub fn clear(&self, name: &WorkerName) -> io::Result<()> {
-        for claim in self.read_all(Some(name))? {
+    pub fn clear(&self, name: &WorkerName, gone: impl Fn(u32) -> bool) -> io::Result<()> {
+        let all = self.read_all(Some(name))?;
+        for claim in all.into_iter().filter(|claim| gone(claim.attempt)) {
             remove_if_present(&self.claim_path(name, claim.attempt))?;
         }
         for entry in fs::read_dir(&self.path)? {

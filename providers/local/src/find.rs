@@ -150,6 +150,11 @@ fn from_tags(process: ProcessId, tags: &BTreeMap<String, String>) -> Option<Obse
     })
 }
 
+/// Returns the attempt that a provider id of this worker tells; `None` when it is no id of it.
+pub(crate) fn attempt_of(id: &str, name: &WorkerName, owner: &DeploymentId) -> Option<u32> {
+    id.strip_prefix(&name.object_name(owner))?.strip_prefix('.')?.parse().ok()
+}
+
 fn provider_id(name: &WorkerName, owner: &DeploymentId, attempt: u32) -> String {
     format!("{}.{attempt}", name.object_name(owner))
 }

@@ -17,10 +17,14 @@ use tokio::time::timeout;
 
 use crate::claim::{Claim, ClaimFolder};
 use crate::launch::{LaunchReport, LaunchRequest};
+use crate::stop::Meant;
 use crate::{find, limits, stop};
 
 /// Where programs are found when a worker's environment does not say: the usual places.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long a worker may take to be gone after SIGKILL, beyond its grace.
+const KILL_MARGIN: Duration = Duration::from_secs(20);
 
 /// How the provider works on this machine.
 #[derive(Debug, Clone)]
@@ -167,6 +171,7 @@ impl WorkerProvider for LocalProvider {
             idempotency: Idempotency::Token,
             consistency: Consistency::Strong,
             settle: Duration::ZERO,
+            slowest_delete: self.settings.stop_grace + KILL_MARGIN,
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: true,
             capacity: None,
@@ -245,13 +250,22 @@ impl WorkerProvider for LocalProvider {
     }
 
     async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
-        let WorkerRef { owner, name, .. } = &request.worker;
+        let WorkerRef { owner, name, provider_id } = &request.worker;
         let folder = self.folder(owner);
+        let meant = match provider_id {
+            None => Meant::UpTo(request.attempt),
+            // An id that is none of ours names nothing that exists.
+            Some(id) => find::attempt_of(id, name, owner).map_or(Meant::Nothing, Meant::Only),
+        };
+        if meant == Meant::Nothing {
+            return Ok(());
+        }
         let stopping =
             |error: io::Error| ProviderError::UnknownOutcome(format!("stopping {name}: {error}"));
         folder.bury(name, request.attempt).map_err(stopping)?;
-        stop::stop(&folder, owner, name, self.settings.stop_grace).await.map_err(stopping)?;
-        folder.clear(name).map_err(stopping)?;
+        let target = stop::Target { folder: &folder, owner, name, meant };
+        stop::stop(&target, self.settings.stop_grace).await.map_err(stopping)?;
+        folder.clear(name, |attempt| meant.covers(attempt)).map_err(stopping)?;
         limits::remove(&self.settings.cgroup_root, &name.object_name(owner));
         Ok(())
     }

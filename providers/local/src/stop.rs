@@ -22,14 +22,38 @@ const KILL_WAIT: Duration = Duration::from_secs(5);
 /// How often a worker's descendants are searched again: one that forks faster than this is not stopped.
 const ROUNDS: usize = 20;
 
-/// Stops everything that belongs to `name`. Returns once nothing of it runs.
-pub(crate) async fn stop(
-    folder: &ClaimFolder,
-    owner: &DeploymentId,
-    name: &WorkerName,
-    grace: Duration,
-) -> io::Result<()> {
-    let (workers, mut family) = belongings(folder, owner, name)?;
+/// Which attempts of a worker are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meant {
+    /// None after this one.
+    UpTo(u32),
+    /// Only this one.
+    Only(u32),
+    /// None that can exist.
+    Nothing,
+}
+
+impl Meant {
+    pub(crate) fn covers(self, attempt: u32) -> bool {
+        match self {
+            Self::UpTo(last) => attempt <= last,
+            Self::Only(only) => attempt == only,
+            Self::Nothing => false,
+        }
+    }
+}
+
+/// What is to be stopped.
+pub(crate) struct Target<'a> {
+    pub(crate) folder: &'a ClaimFolder,
+    pub(crate) owner: &'a DeploymentId,
+    pub(crate) name: &'a WorkerName,
+    pub(crate) meant: Meant,
+}
+
+/// Stops everything that belongs to the target. Returns once nothing of it runs.
+pub(crate) async fn stop(target: &Target<'_>, grace: Duration) -> io::Result<()> {
+    let (workers, mut family) = belongings(target)?;
     for worker in &workers {
         signal(*worker, Signal::TERM)?;
     }
@@ -38,7 +62,7 @@ pub(crate) async fn stop(
     }
     for _ in 0..ROUNDS {
         family.retain(|process| process.is_alive());
-        family.extend(belongings(folder, owner, name)?.1);
+        family.extend(belongings(target)?.1);
         if family.is_empty() {
             return Ok(());
         }
@@ -49,21 +73,24 @@ pub(crate) async fn stop(
             wait_for_end(*process, KILL_WAIT).await;
         }
     }
+    let name = target.name;
     Err(io::Error::other(format!("worker {name} keeps starting processes faster than they stop")))
 }
 
 /// Returns the workers of that name, and they with everything that they started.
-fn belongings(
-    folder: &ClaimFolder,
-    owner: &DeploymentId,
-    name: &WorkerName,
-) -> io::Result<(BTreeSet<ProcessId>, BTreeSet<ProcessId>)> {
+fn belongings(target: &Target<'_>) -> io::Result<(BTreeSet<ProcessId>, BTreeSet<ProcessId>)> {
+    let Target { folder, owner, name, meant } = *target;
     let mut workers = BTreeSet::new();
-    for claim in folder.read_all(Some(name))? {
+    let claims = folder.read_all(Some(name))?;
+    for claim in claims.into_iter().filter(|claim| meant.covers(claim.attempt)) {
         workers.extend(find::live_process(&claim)?);
     }
     let mut family = workers.clone();
     for (process, tags) in find::tagged(owner, Some(name))? {
+        let attempt = tags.get("POOL_ATTEMPT").and_then(|attempt| attempt.parse().ok());
+        if !attempt.is_some_and(|attempt| meant.covers(attempt)) {
+            continue;
+        }
         let itself = format!("{}:{}", process.pid, process.start_time);
         if tags.get("POOL_PROCESS") == Some(&itself) {
             workers.insert(process);

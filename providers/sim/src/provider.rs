@@ -248,6 +248,7 @@ impl WorkerProvider for SimProvider {
             idempotency: self.settings.idempotency,
             consistency: self.settings.consistency(),
             settle: Duration::from_millis(self.settings.settle_ms()),
+            slowest_delete: Duration::from_millis(self.settings.latency_ms),
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: false,
             capacity: self.settings.capacity,

@@ -79,6 +79,7 @@ CREATE TABLE operation (
     error       TEXT                   -- the error's code and message
 ) STRICT;
 
+CREATE INDEX operation_by_worker ON operation (worker);
 CREATE UNIQUE INDEX operation_open_per_worker ON operation (worker)
     WHERE state IN ('intended', 'unknown');
 CREATE UNIQUE INDEX operation_open_create_per_slot ON operation (pool, slot)
