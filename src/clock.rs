@@ -20,11 +20,6 @@ impl Clock {
         Self(Arc::new(Timestamp::now))
     }
 
-    /// Returns a clock that stands still.
-    pub fn fixed(now: Timestamp) -> Self {
-        Self(Arc::new(move || now))
-    }
-
     /// Returns a clock that starts at `start` and runs with tokio's time, which tests can pause.
     pub fn from_tokio(start: Timestamp) -> Self {
         let origin = tokio::time::Instant::now();
@@ -75,11 +70,6 @@ impl Entropy {
         Self(Arc::new(|bytes| {
             getrandom::fill(bytes).expect("the kernel gives random bytes");
         }))
-    }
-
-    /// Returns a source that always gives `byte`.
-    pub fn constant(byte: u8) -> Self {
-        Self(Arc::new(move |bytes| bytes.fill(byte)))
     }
 
     /// Returns `N` random bytes.

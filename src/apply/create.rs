@@ -99,11 +99,16 @@ impl PoolRun<'_> {
             spec: new.spec.clone(),
             spec_hash: create.spec.hash.clone(),
         };
+        let watch = Stopwatch::start();
         let answer = self
             .call(&create.provider, create.timeout, |provider| provider.create(request))
             .await?;
         match answer {
-            Ok(observed) => self.created(create, name, observed).await,
+            Ok(observed) => {
+                // One timeout for both: from the create call to the first passed health check.
+                let left = create.timeout.saturating_sub(watch.elapsed());
+                self.created(create, name, (observed, left)).await
+            }
             Err(ProviderError::AlreadyExists(why)) => {
                 let why = ProviderError::UnknownOutcome(format!("already exists: {why}"));
                 self.find_out(create, name, operation, why).await
@@ -127,7 +132,7 @@ impl PoolRun<'_> {
         &self,
         create: &NewCreate,
         name: &WorkerName,
-        observed: ObservedWorker,
+        (observed, left): (ObservedWorker, Duration),
     ) -> Result<Attempt, StepError> {
         let store = &self.applier.store;
         if observed.name != *name || observed.provider_id.is_empty() {
@@ -136,7 +141,7 @@ impl PoolRun<'_> {
             return Ok(Attempt::GiveUp(Failure { code: "bad_answer".to_owned(), message: why }));
         }
         store.record_created(self.lock, create.key, observed.clone(), create.timeout).await?;
-        let failure = match self.verify(create, &observed).await {
+        let failure = match self.verify(create, &observed, left).await {
             Ok(()) => return Ok(Attempt::Ready(observed)),
             Err(StepError::Worker(why)) => Failure { code: "unhealthy".to_owned(), message: why },
             Err(error) => return Err(error),
@@ -149,7 +154,9 @@ impl PoolRun<'_> {
             recorded: true,
             observed: true,
         };
-        // It is recorded as failed already: a crash here leaves it to the next run.
+        // It is recorded as failed already: a crash here leaves it to the next run. Whoever lost the lock
+        // must not delete it.
+        store.heartbeat(self.lock).await?;
         match self.delete_and_confirm(name, &old, &|_, _, _| {}).await? {
             Ok(())
                 if self.provider(&create.provider)?.describe().consistency
@@ -162,11 +169,12 @@ impl PoolRun<'_> {
         }
     }
 
-    /// Probes a worker until it is healthy, at most for the pool's provisioning timeout.
+    /// Probes a worker until it is healthy, at most for `limit`.
     pub(super) async fn verify(
         &self,
         create: &NewCreate,
         observed: &ObservedWorker,
+        limit: Duration,
     ) -> Result<(), StepError> {
         let check = &self.plan.health_check;
         let provider = self.provider(&create.provider)?;
@@ -198,7 +206,7 @@ impl PoolRun<'_> {
                 pause = (pause * 2).min(check.interval.get());
             }
         };
-        let outcome = match timeout(create.timeout, healthy).await {
+        let outcome = match timeout(limit, healthy).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!("not healthy within {:?}: {last}", create.timeout)),
         };
@@ -230,7 +238,7 @@ impl PoolRun<'_> {
         // What an earlier attempt left may still show: it is not this one's.
         let is_this_attempt = |observed: &ObservedWorker| observed.attempt == operation.attempt;
         if let Some(observed) = looked.ok().filter(is_this_attempt) {
-            return self.created(create, name, observed).await;
+            return self.created(create, name, (observed, create.timeout)).await;
         }
         let description = self.provider(&create.provider)?.describe();
         if description.idempotency == Idempotency::Token {
@@ -241,7 +249,7 @@ impl PoolRun<'_> {
         }
         sleep(description.settle).await;
         match self.search(create, name).await? {
-            Search::Found(observed) => self.created(create, name, observed).await,
+            Search::Found(observed) => self.created(create, name, (observed, create.timeout)).await,
             Search::Unsure => Ok(Attempt::GiveUp(failure(&error, name))),
             Search::Absent => {
                 let failure = failure(&error, name);

@@ -85,7 +85,7 @@ impl PoolRun<'_> {
             spec: self.recorded_spec(secrets)?,
             timeout: self.plan.provisioning.timeout.get(),
             budget: self.plan.budget,
-            why: reason_name(reason),
+            why: reason.name(),
         })
     }
 
@@ -117,7 +117,7 @@ impl PoolRun<'_> {
                     | NewWorkerOrigin::Resend
                     | NewWorkerOrigin::Unverified => {}
                 }
-                self.verify(&create, &observed).await?;
+                self.verify(&create, &observed, create.timeout).await?;
                 Ok(observed)
             }
         }
@@ -200,7 +200,7 @@ impl PoolRun<'_> {
             .await?;
         match answer {
             Ok(observed) => {
-                let why = reason_name(step.reason);
+                let why = step.reason.name();
                 store.record_updated(self.lock, key, recorded, why).await?;
                 Ok(observed)
             }
@@ -237,12 +237,15 @@ impl PoolRun<'_> {
         let key = WorkerKey { slot: step.slot, generation: old.generation };
         let name = self.plan.worker(step.slot, old.generation);
         let store = &self.applier.store;
-        let why = reason_name(step.reason);
+        let why = step.reason.name();
         let limit = self.delete_limit(old)?;
         let operation = if old.recorded {
             let budget = self.plan.budget;
             Some(store.open_delete(self.lock, key, budget, limit, why.clone()).await?)
         } else {
+            // A stray has no row for an intent. Whoever lost the lock must not delete it all the same: the
+            // new holder may have adopted it.
+            store.heartbeat(self.lock).await?;
             None
         };
         let outcome = self.delete_and_confirm(&name, old, retrying).await?;
@@ -298,12 +301,4 @@ pub(super) fn retry_after(error: &ProviderError) -> Option<Duration> {
         ProviderError::RateLimited { retry_after, .. } => *retry_after,
         _ => None,
     }
-}
-
-/// Returns the reason's stable name, for the record.
-pub(super) fn reason_name(reason: Reason) -> String {
-    serde_json::to_value(reason)
-        .ok()
-        .and_then(|name| name.as_str().map(str::to_owned))
-        .unwrap_or_default()
 }

@@ -8,7 +8,7 @@ use super::error::CliError;
 use super::exit::Exit;
 use crate::pool::{StaticPoolState, WorkerStatus};
 use crate::render;
-use crate::state::{EventFilter, WhenMissing};
+use crate::state::{EventFilter, Store, WhenMissing};
 use crate::worker::{Address, WorkerName};
 
 #[derive(Debug, Args)]
@@ -75,32 +75,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
             }
         }
         StateCommand::Show { worker, json } => {
-            let found = find(&pools, worker)?;
-            let name: WorkerName = found.name.parse().context("reading a worker's name")?;
-            let filter =
-                EventFilter { pool: Some(name.pool), slot: Some(name.slot), last: Some(100) };
-            let events = store.events(filter).await?;
-            if *json {
-                printer.json(&serde_json::json!({
-                    "format_version": "1.0", "worker": found, "events": events,
-                }));
-            } else {
-                printer.data(&render::worker_details(found));
-                printer.data("history:\n");
-                for event in events {
-                    let generation = event.generation.map_or(0, |generation| generation.0);
-                    let phases = match (&event.from_phase, &event.to_phase) {
-                        (Some(from), Some(to)) => format!("{from} -> {to}"),
-                        (None, Some(to)) => to.clone(),
-                        _ => event.kind.clone(),
-                    };
-                    let at = event.at;
-                    printer.data(&format!(
-                        "  {at:.3} generation {generation}: {phases} ({})\n",
-                        event.why
-                    ));
-                }
-            }
+            show(context, &store, find(&pools, worker)?, *json).await?;
         }
         StateCommand::Export => {
             let events = store.events(EventFilter::default()).await?;
@@ -116,6 +91,38 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
         }
     }
     Ok(Exit::Done)
+}
+
+async fn show(
+    context: &Context,
+    store: &Store,
+    found: &WorkerStatus,
+    json: bool,
+) -> Result<(), CliError> {
+    let printer = &context.printer;
+    let name: WorkerName = found.name.parse().context("reading a worker's name")?;
+    let filter = EventFilter { pool: Some(name.pool), slot: Some(name.slot), last: Some(100) };
+    let events = store.events(filter).await?;
+    if json {
+        let document = serde_json::json!({
+            "format_version": "1.0", "worker": found, "events": events,
+        });
+        printer.json(&document);
+        return Ok(());
+    }
+    printer.data(&render::worker_details(found));
+    printer.data("history:\n");
+    for event in events {
+        let generation = event.generation.map_or(0, |generation| generation.0);
+        let phases = match (&event.from_phase, &event.to_phase) {
+            (Some(from), Some(to)) => format!("{from} -> {to}"),
+            (None, Some(to)) => to.clone(),
+            _ => event.kind.clone(),
+        };
+        let (at, why) = (event.at, event.why);
+        printer.data(&format!("  {at:.3} generation {generation}: {phases} ({why})\n"));
+    }
+    Ok(())
 }
 
 fn find<'p>(pools: &'p [StaticPoolState], wanted: &str) -> Result<&'p WorkerStatus, CliError> {

@@ -20,6 +20,18 @@ pub struct Source {
     pub name: String,
     /// What it says.
     pub text: String,
+    /// Where each line begins, so that a place is found without counting from the start.
+    line_starts: Vec<usize>,
+}
+
+impl Source {
+    /// Builds a source.
+    pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+        let text = text.into();
+        let newlines = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        let line_starts = std::iter::once(0).chain(newlines).collect();
+        Self { name: name.into(), text, line_starts }
+    }
 }
 
 /// All texts of one load; a location refers to one by its number.
@@ -52,13 +64,11 @@ impl Sources {
 
     /// Returns the line and column of the byte `offset` of `location`'s source.
     pub fn position(&self, location: &Location, offset: usize) -> Position {
-        let text = &self.of(location).text;
-        let before = &text[..floor_char_boundary(text, offset)];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Position {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
+        let Source { text, line_starts, .. } = self.of(location);
+        let offset = floor_char_boundary(text, offset);
+        let line = line_starts.partition_point(|start| *start <= offset);
+        let line_start = line_starts[line - 1];
+        Position { line, column: text[line_start..offset].chars().count() + 1 }
     }
 
     /// Writes `location` as `file:line:column`.
@@ -194,7 +204,7 @@ mod tests {
 
     #[test]
     fn positions_count_characters_and_survive_odd_offsets() {
-        let sources = Sources(vec![Source { name: "a.yaml".into(), text: "é: 1\nüb: x".into() }]);
+        let sources = Sources(vec![Source::new("a.yaml", "é: 1\nüb: x")]);
         let at = |offset| {
             let location = Location { source: 0, span: offset..offset };
             sources.describe(&location)

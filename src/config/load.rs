@@ -142,7 +142,7 @@ fn read_text(name: &str, input: impl Read) -> Result<Source, Box<Diagnostic>> {
         return Err(Box::new(Diagnostic::error("too-large", summary).help("is it a pool file?")));
     }
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(Source { name: name.to_owned(), text }),
+        Ok(text) => Ok(Source::new(name, text)),
         Err(error) => {
             let good = error.utf8_error().valid_up_to();
             let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;

@@ -62,7 +62,8 @@ pub fn schema() -> Value {
     })
 }
 
-/// Makes what schemars writes fit for editors: see the table in `ARCHITECTURE.md`.
+/// Makes what schemars writes fit for editors: documented enums as one `enum` with a text for each value,
+/// descriptions as Markdown too, no number formats.
 #[derive(Debug, Clone)]
 struct EditorFriendly;
 

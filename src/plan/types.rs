@@ -199,6 +199,12 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Returns the reason's stable name.
+    pub fn name(self) -> String {
+        let name = serde_json::to_value(self).ok();
+        name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
     /// Returns whether the step only finishes what an interrupted run left behind.
     pub fn is_left_behind(self) -> bool {
         matches!(

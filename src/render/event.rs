@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::plan_json::change_summary_json;
-use super::{Look, action_verb, reason_name};
+use super::{Look, action_verb};
 use crate::apply::{ApplyEvent, ApplyEventKind};
 use crate::plan::{Action, Plan, PlanMode, Summary};
 use crate::worker::{Address, PoolId, Slot};
@@ -61,7 +61,7 @@ pub fn event_json(event: &ApplyEvent, at: Timestamp) -> Value {
     let mut hook = json!({
         "resource": resource(&event.pool, event.worker.slot),
         "action": action_name(event.action),
-        "reason": reason_name(event.reason),
+        "reason": event.reason.name(),
         "worker": event.worker.to_string(),
     });
     if let (Some(hook), Some(extra)) = (hook.as_object_mut(), extra.as_object()) {
@@ -88,7 +88,7 @@ pub fn plan_events(plan: &Plan, at: Timestamp) -> Vec<Value> {
             planned["change"] = json!({
                 "resource": resource(&pool.pool, step.slot),
                 "action": action_name(step.action),
-                "reason": reason_name(step.reason),
+                "reason": step.reason.name(),
             });
             lines.push(planned);
         }

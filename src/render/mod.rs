@@ -24,14 +24,6 @@ pub use status::{status_table, worker_details, worker_table};
 
 use crate::plan::{Action, Reason, ReplaceOrder};
 
-/// Returns the stable name of a reason.
-pub fn reason_name(reason: Reason) -> String {
-    serde_json::to_value(reason)
-        .ok()
-        .and_then(|name| name.as_str().map(str::to_owned))
-        .unwrap_or_default()
-}
-
 /// Says a reason to a person.
 pub(crate) fn reason_text(reason: Reason) -> &'static str {
     match reason {

@@ -5,7 +5,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::reason_name;
 use crate::desired::Spec;
 use crate::plan::{Action, FieldChange, Plan, PoolPlan, ReplaceOrder, Step, Summary};
 use crate::worker::{Slot, WorkerName};
@@ -105,7 +104,7 @@ fn resource_change(pool: &PoolPlan, step: &Step) -> Value {
     }
     let mut resource = address(pool, step.slot);
     resource["change"] = change;
-    resource["action_reason"] = json!(reason_name(step.reason));
+    resource["action_reason"] = json!(step.reason.name());
     resource["pool"] = json!({ "wave": step.wave, "create": step.create, "reap": step.reap, "delete": step.delete });
     resource
 }

@@ -72,7 +72,7 @@ impl Change<'_> {
                 pool: self.pool(),
                 worker: key.map(|key| (key.slot, key.generation)),
                 kind,
-                who: &self.holder.what,
+                who: &self.holder.describe(),
                 why,
                 phases,
             },

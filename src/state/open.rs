@@ -246,16 +246,23 @@ fn step(
 
 /// Copies the database aside, private like itself, as `<path>.v<version>.bak`.
 fn back_up(connection: &Connection, path: &Path, version: u32) -> Result<(), StateError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".v{version}.bak"));
-    let backup = Path::new(&name);
-    if backup.exists() {
-        return Ok(());
-    }
-    create_file(backup)?;
+    let beside = |ending: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".v{version}.{ending}"));
+        std::path::PathBuf::from(name)
+    };
+    let unopenable = |error: std::io::Error| StateError::Unopenable {
+        path: path.to_owned(),
+        reason: format!("backing it up: {error}"),
+    };
+    // Written aside: a backup that was cut short must not be taken for one.
+    let (aside, backup) = (beside("tmp"), beside("bak"));
+    create_file(&aside)?;
     connection
-        .backup(rusqlite::MAIN_DB, backup, None::<fn(rusqlite::backup::Progress)>)
-        .map_err(|error| translate(&error, path))
+        .backup(rusqlite::MAIN_DB, &aside, None::<fn(rusqlite::backup::Progress)>)
+        .map_err(|error| translate(&error, path))?;
+    fs::File::open(&aside).and_then(|file| file.sync_all()).map_err(unopenable)?;
+    fs::rename(&aside, &backup).map_err(unopenable)
 }
 
 /// Gives SQLite's errors the names that a person can act on.
@@ -273,5 +280,65 @@ pub(super) fn translate(error: &rusqlite::Error, path: &Path) -> StateError {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StateError::Busy(path),
         Some(ErrorCode::ConstraintViolation) => StateError::Conflict(reason),
         _ => StateError::Other(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Migration =
+        Migration { version: 2, sql: "ALTER TABLE pool ADD COLUMN note TEXT" };
+
+    fn opened(path: &Path, migrations: &[Migration]) -> Result<Connection, StateError> {
+        open(path, WhenMissing::Create, migrations, &Entropy::system())
+    }
+
+    #[test]
+    fn a_backup_is_made_before_each_migration_and_can_be_gone_back_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let first = opened(&path, MIGRATIONS).unwrap();
+        first.execute("INSERT INTO pool (id, serial) VALUES ('ci', 7)", []).unwrap();
+        drop(first);
+        let both = [MIGRATIONS[0], SECOND];
+        let second = opened(&path, &both).unwrap();
+        second.execute("UPDATE pool SET note = 'x'", []).unwrap();
+        drop(second);
+        let backup = folder.path().join("state.db.v1.bak");
+        let restored = opened(&backup, MIGRATIONS).unwrap();
+        let serial: i64 =
+            restored.query_row("SELECT serial FROM pool", [], |row| row.get(0)).unwrap();
+        assert_eq!(serial, 7);
+        assert!(matches!(
+            opened(&path, MIGRATIONS),
+            Err(StateError::Newer { found: 2, known: 1, .. })
+        ));
+        assert!(!folder.path().join("state.db.v1.tmp").exists());
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_the_state_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        drop(opened(&path, MIGRATIONS).unwrap());
+        let broken = Migration { version: 2, sql: "CREATE TABLE extra (x); SELECT nonsense" };
+        assert!(opened(&path, &[MIGRATIONS[0], broken]).is_err());
+        let connection = opened(&path, MIGRATIONS).unwrap();
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'extra'";
+        let extra: i64 = connection.query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(extra, 0);
+    }
+
+    #[test]
+    fn a_migration_that_changed_after_it_was_applied_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        drop(opened(&path, &[MIGRATIONS[0], SECOND]).unwrap());
+        let changed = Migration { sql: "ALTER TABLE pool ADD COLUMN other TEXT", ..SECOND };
+        assert!(matches!(
+            opened(&path, &[MIGRATIONS[0], changed]),
+            Err(StateError::Damaged { .. })
+        ));
     }
 }

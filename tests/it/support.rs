@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 /// Loads pools from YAML text, as the binary would.
 pub(crate) fn load(yaml: &str) -> Vec<LoadedPool> {
-    let source = Source { name: "test.yaml".into(), text: yaml.into() };
+    let source = Source::new("test.yaml", yaml);
     let (environment, providers) = (BTreeMap::new(), known_providers());
     let around = Surroundings { environment: &environment, providers: &providers };
     config::load(Sources(vec![source]), &around).unwrap_or_else(|report| panic!("{report:#?}"))
