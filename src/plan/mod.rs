@@ -37,8 +37,8 @@ pub use input::{
     PlanInput, PlanMode, PlanOptions, RecordedPool, RecordedSpec, RecordedWorker,
 };
 pub use types::{
-    Action, Budget, Drift, FieldChange, NewWorker, NewWorkerOrigin, OldWorker, Plan, PoolPlan,
-    Reason, Refusal, ReplaceOrder, Step, Summary, Waiting,
+    Action, Budget, Drift, FieldChange, KeptWorker, NewWorker, NewWorkerOrigin, OldWorker, Plan,
+    PoolPlan, Reason, Refusal, ReplaceOrder, Step, Summary, Waiting,
 };
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -23,7 +23,7 @@ use super::input::{
 use super::judge::{self, Condition};
 use super::slot::{self, Decision, Need, Occupant, SlotInput, Stray};
 use super::types::{
-    Action, Budget, Drift, FieldChange, PoolPlan, Reason, ReplaceOrder, Step, Waiting,
+    Action, Budget, Drift, FieldChange, KeptWorker, PoolPlan, Reason, ReplaceOrder, Step, Waiting,
 };
 use crate::config::StaticPoolConfig;
 use crate::desired::{DesiredPool, Spec};
@@ -51,10 +51,11 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
     let slots = pool.slots();
     let mut waiting = Vec::new();
     let mut needs = Vec::new();
-    let mut unchanged = 0;
+    let mut unchanged = Vec::new();
     for slot in slots.by_number.values() {
         let decision = pool.decide(slot, slots.kept.contains(&slot.slot));
-        unchanged += u32::from(decision.stays);
+        let kept = |generation| KeptWorker { slot: slot.slot, generation };
+        unchanged.extend(decision.stays.map(kept));
         waiting.extend(decision.waiting.iter().map(|(generation, until)| Waiting {
             worker: WorkerName::new(pool.id.clone(), slot.slot, *generation),
             until: *until,
@@ -62,6 +63,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         needs.extend(decision.needs);
     }
     needs.retain(|need| pool.input.targets_slot(pool.id, need.slot));
+    unchanged.retain(|kept: &KeptWorker| pool.input.targets_slot(pool.id, kept.slot));
     let batches = pool.batches(&slots);
     let mut specs_before: Vec<Spec> = Vec::new();
     let steps = waves(needs, batches, &mut specs_before);

@@ -68,7 +68,7 @@ pub(super) struct Need<'a> {
 pub(super) struct Decision<'a> {
     pub(super) needs: Vec<Need<'a>>,
     pub(super) waiting: Vec<(Generation, Option<Timestamp>)>,
-    pub(super) stays: bool,
+    pub(super) stays: Option<Generation>,
 }
 
 impl Occupant<'_> {
@@ -194,7 +194,7 @@ fn stay<'a>(input: &SlotInput<'a>, keeper: &Occupant<'a>, decision: &mut Decisio
         _ if !drift.is_empty() => Some((Reason::UpdateBecauseDrift, reversed(drift))),
         _ => None,
     };
-    decision.stays = update.is_none();
+    decision.stays = Some(keeper.recorded.generation).filter(|_| update.is_none());
     if let Some((reason, changes)) = update {
         decision.needs.push(Need {
             update: Some(keeper.old()),
@@ -353,7 +353,7 @@ pub(super) fn give_up<'a>(input: &SlotInput<'a>, reason: Reason) -> Decision<'a>
         needs.push(delete(input.slot, reason, &all));
     }
     needs.extend(delete_strays(input, |_| true));
-    Decision { needs, waiting: landing(input, None), stays: false }
+    Decision { needs, waiting: landing(input, None), stays: None }
 }
 
 /// Returns whether a stray is what the slot needs.

@@ -259,7 +259,9 @@ fn an_empty_pool_is_filled_from_slot_0_in_one_wave() {
 fn a_pool_as_it_should_be_needs_nothing() {
     let plan = Case::default().plan("0.1 ready a\n1.1 ready a\n2.4 ready a");
     assert!(plan.is_empty() && plan.complete);
-    assert_eq!(plan.pools[0].unchanged, 3);
+    let kept =
+        |slot, generation| KeptWorker { slot: Slot(slot), generation: Generation(generation) };
+    assert_eq!(plan.pools[0].unchanged, [kept(0, 1), kept(1, 1), kept(2, 4)]);
 }
 
 #[test]
@@ -680,10 +682,10 @@ proptest! {
         let plan = case.plan_with(&lines, &with_update, &|d| d.idempotency = idempotency);
         let pool = &plan.pools[0];
         let coming = pool.steps.iter().filter(|step| step.create.is_some()).count();
-        prop_assert!(coming + pool.unchanged as usize <= size as usize);
+        prop_assert!(coming + pool.unchanged.len() <= size as usize);
         if complete && refresh && pool.waiting.is_empty() {
             let updated = pool.steps.iter().filter(|step| step.action == Action::Update).count();
-            prop_assert_eq!(coming + updated + pool.unchanged as usize, size as usize);
+            prop_assert_eq!(coming + updated + pool.unchanged.len(), size as usize);
         }
     }
 }

@@ -62,8 +62,8 @@ pub struct PoolPlan {
     pub specs_before: Vec<Spec>,
     /// The steps, in order of wave and slot.
     pub steps: Vec<Step>,
-    /// How many workers stay as they are.
-    pub unchanged: u32,
+    /// The workers that stay as they are: [`Reason::NoOpBecauseCurrent`].
+    pub unchanged: Vec<KeptWorker>,
     /// Where recorded and observed differ.
     pub drift: Vec<Drift>,
     /// What cannot be decided yet.
@@ -153,6 +153,8 @@ pub enum ReplaceOrder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
+    /// The worker is what the files ask for.
+    NoOpBecauseCurrent,
     /// The slot has no worker yet.
     CreateBecauseEmpty,
     /// The slot's worker is recorded and no longer observed.
@@ -218,6 +220,15 @@ impl Reason {
                 | Self::AdoptOrphan
         )
     }
+}
+
+/// A worker that stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptWorker {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its generation.
+    pub generation: Generation,
 }
 
 /// A worker that comes.

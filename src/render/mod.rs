@@ -27,6 +27,7 @@ use crate::plan::{Action, Reason, ReplaceOrder};
 /// Says a reason to a person.
 pub(crate) fn reason_text(reason: Reason) -> &'static str {
     match reason {
+        Reason::NoOpBecauseCurrent => "it is what the files ask for",
         Reason::CreateBecauseEmpty => "the slot has no worker yet",
         Reason::CreateBecauseMissing => "its worker is recorded and no longer there",
         Reason::CreateBecauseFailed => "an earlier attempt failed",

@@ -6,7 +6,9 @@
 use serde_json::{Map, Value, json};
 
 use crate::desired::Spec;
-use crate::plan::{Action, FieldChange, Plan, PoolPlan, ReplaceOrder, Step, Summary};
+use crate::plan::{
+    Action, FieldChange, KeptWorker, Plan, PoolPlan, Reason, ReplaceOrder, Step, Summary,
+};
 use crate::worker::{Slot, WorkerName};
 
 /// The version of the document, in Terraform's numbering.
@@ -17,7 +19,10 @@ pub fn plan_json(plan: &Plan) -> Value {
     let changes: Vec<Value> = plan
         .pools
         .iter()
-        .flat_map(|pool| pool.steps.iter().map(move |step| resource_change(pool, step)))
+        .flat_map(|pool| {
+            let steps = pool.steps.iter().map(move |step| resource_change(pool, step));
+            steps.chain(pool.unchanged.iter().map(move |kept| no_op(pool, *kept)))
+        })
         .collect();
     let drift: Vec<Value> = plan.pools.iter().flat_map(resource_drift).collect();
     json!({
@@ -57,7 +62,7 @@ fn pool_json(pool: &PoolPlan) -> Value {
         "place": pool.place,
         "overridden": pool.overridden,
         "settings": pool.settings.iter().map(field_json).collect::<Vec<_>>(),
-        "unchanged": pool.unchanged,
+        "unchanged": pool.unchanged.len(),
         "waiting": pool.waiting,
         "locked_by": pool.locked_by,
         "budget": pool.budget,
@@ -106,6 +111,23 @@ fn resource_change(pool: &PoolPlan, step: &Step) -> Value {
     resource["change"] = change;
     resource["action_reason"] = json!(step.reason.name());
     resource["pool"] = json!({ "wave": step.wave, "create": step.create, "reap": step.reap, "delete": step.delete });
+    resource
+}
+
+/// A worker that stays: Terraform lists it too.
+fn no_op(pool: &PoolPlan, kept: KeptWorker) -> Value {
+    let spec = pool.spec();
+    let as_it_is = values(spec.as_ref(), &pool.worker(kept.slot, kept.generation));
+    let mut resource = address(pool, kept.slot);
+    resource["change"] = json!({
+        "actions": ["no-op"],
+        "before": as_it_is,
+        "after": as_it_is,
+        "after_unknown": {},
+        "before_sensitive": sensitive(spec.as_ref()),
+        "after_sensitive": sensitive(spec.as_ref()),
+    });
+    resource["action_reason"] = json!(Reason::NoOpBecauseCurrent.name());
     resource
 }
 

@@ -34,7 +34,7 @@ pub fn summary_line(plan: &Plan) -> String {
     if !plan.is_empty() || waiting > 0 {
         return format!("Plan: {add} to add, {change} to change, {destroy} to destroy.");
     }
-    let workers: u32 = plan.pools.iter().map(|pool| pool.unchanged).sum();
+    let workers: usize = plan.pools.iter().map(|pool| pool.unchanged.len()).sum();
     let why = match (plan.pools.len(), plan.observed) {
         (0, _) => "Nothing is recorded and nothing is asked for.".to_owned(),
         (pools, true) => {
@@ -49,7 +49,7 @@ pub fn summary_line(plan: &Plan) -> String {
     format!("No changes. {why}")
 }
 
-fn workers_of(count: u32) -> String {
+fn workers_of(count: usize) -> String {
     if count == 1 { "1 worker".to_owned() } else { format!("{count} workers") }
 }
 

@@ -3,6 +3,7 @@
 //! | module        | proves                                                      |
 //! |---------------|-------------------------------------------------------------|
 //! | `crash`       | a run killed at any point is finished by the next one         |
+//! | `embedded`    | `StaticPoolManager` as a library                                |
 //! | `faults`      | what a run makes of full disks, lies, silence                  |
 //! | `local`       | real processes, with the real binary                            |
 //! | `reports`     | what users reported                                             |
@@ -14,6 +15,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod crash;
+mod embedded;
 mod faults;
 mod local;
 mod reports;

@@ -1,0 +1,75 @@
+//! A pool as a library: `StaticPoolManager` behind `ResourcePool`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pool::apply::PoolOutcome;
+use pool::clock::{Clock, Entropy};
+use pool::pool::{PoolError, Secrets};
+use pool::state::{OpenOptions, Store, WhenMissing};
+use pool::{ResourcePool, StaticPoolConfig, StaticPoolManager};
+use pool_sim::{Cloud, Settings, SimProvider};
+
+fn config(size: u32, protect: bool) -> StaticPoolConfig {
+    serde_json::from_value(serde_json::json!({
+        "pool_id": "embedded", "worker_type": "vm", "provider": "sim", "fixed_size": size,
+        "worker_config": { "image": "a", "cpu_cores": 1, "memory_mb": 1 }, "protect": protect,
+    }))
+    .unwrap()
+}
+
+fn manager(
+    folder: &std::path::Path,
+    cloud: &Cloud,
+    config: StaticPoolConfig,
+) -> StaticPoolManager<SimProvider> {
+    let clock = Clock::system();
+    let store = Store::open(OpenOptions {
+        path: &folder.join("state.db"),
+        when_missing: WhenMissing::Create,
+        clock: clock.clone(),
+        entropy: Entropy::system(),
+        what: "test",
+    })
+    .unwrap();
+    let secrets = Secrets::new(Arc::new(BTreeMap::new()), store.secret_key());
+    let time = clock.clone();
+    let now_ms = move || time.now().as_millisecond();
+    let provider = SimProvider::new(cloud.clone(), Settings::default(), now_ms);
+    StaticPoolManager::new(config, provider, store, secrets, clock)
+}
+
+#[tokio::test]
+async fn a_pool_behind_the_trait_is_planned_reconciled_observed_and_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::in_memory();
+    let pools: Vec<Box<dyn ResourcePool>> =
+        vec![Box::new(manager(folder.path(), &cloud, config(3, true)))];
+    let pool = &pools[0];
+    assert_eq!(pool.id().as_str(), "embedded");
+    let before = pool.status().await.unwrap();
+    assert!(!before.is_converged() || before.workers.is_empty());
+    assert_eq!(pool.plan().await.unwrap().summary().add, 3);
+    assert_eq!(cloud.workers().len(), 0, "planning changes nothing");
+    assert!(pool.reconcile().await.unwrap().iter().all(PoolOutcome::is_complete));
+    assert_eq!(pool.observe().await.unwrap().workers.len(), 3);
+    let status = pool.status().await.unwrap();
+    assert!(status.is_converged());
+    assert_eq!((status.ready, status.fixed_size), (3, Some(3)));
+    assert!(pool.plan().await.unwrap().is_empty());
+    cloud.kill(&cloud.workers()[1].observed.provider_id).unwrap();
+    assert_eq!(pool.plan().await.unwrap().summary().add, 1);
+    pool.reconcile().await.unwrap();
+    assert_eq!(cloud.workers().len(), 3);
+}
+
+#[tokio::test]
+async fn a_guard_refuses_it_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::in_memory();
+    manager(folder.path(), &cloud, config(2, true)).reconcile().await.unwrap();
+    let emptied = manager(folder.path(), &cloud, config(0, false));
+    assert!(matches!(emptied.reconcile().await, Err(PoolError::Refused(_))));
+    assert_eq!(cloud.workers().len(), 2);
+    assert_eq!(emptied.last_known().map(|state| state.ready), Some(2));
+}
