@@ -79,10 +79,9 @@ impl DesiredPool {
     /// Builds the pool from what was loaded.
     pub fn new(loaded: &LoadedPool, secrets: SecretHashes) -> Self {
         let config = loaded.config.clone();
-        let default_provider = config.worker_type.default_provider();
         Self {
             id: config.pool_id.clone(),
-            provider: config.provider.clone().unwrap_or_else(|| default_provider.to_owned()),
+            provider: config.provider_name().to_owned(),
             size: config.fixed_size,
             spec: Spec { worker_type: config.worker_type, worker: config.worker_config.clone() },
             secrets,

@@ -77,12 +77,8 @@ impl Context {
         pools: &[LoadedPool],
         parallelism: u32,
     ) -> Result<Reconciler, CliError> {
-        let of_config = |pool: &LoadedPool| {
-            let default = pool.config.worker_type.default_provider();
-            pool.config.provider.clone().unwrap_or_else(|| default.to_owned())
-        };
         let mut names = store.provider_names().await?;
-        names.extend(pools.iter().map(of_config));
+        names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
         let providers = open_providers(&names, &self.provider_settings()?)?;
         let environment = Arc::new(self.world.environment.clone());
         Ok(Reconciler {

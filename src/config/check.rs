@@ -36,7 +36,7 @@ type Broken = Vec<(String, Diagnostic)>;
 
 fn check_provider(pool: &StaticPoolConfig, providers: &KnownProviders, broken: &mut Broken) {
     let named = pool.provider.as_deref();
-    let provider = named.unwrap_or(pool.worker_type.default_provider());
+    let provider = pool.provider_name();
     let known: Vec<&str> = providers.keys().map(String::as_str).collect();
     let Some(worker_types) = providers.get(provider) else {
         let (pointer, summary) = match named {

@@ -53,6 +53,13 @@ pub struct StaticPoolConfig {
     pub protect: bool,
 }
 
+impl StaticPoolConfig {
+    /// Returns the name of the pool's provider: the one that is named, or its worker type's default.
+    pub fn provider_name(&self) -> &str {
+        self.provider.as_deref().unwrap_or(self.worker_type.default_provider())
+    }
+}
+
 /// What kind of thing a worker is.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,

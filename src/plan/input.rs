@@ -203,7 +203,7 @@ pub enum OperationKind {
     Delete,
 }
 
-/// How far an operation is known to be.
+/// How far an open operation is known to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationState {
@@ -211,10 +211,6 @@ pub enum OperationState {
     Intended,
     /// The call was sent and its answer lost.
     Unknown,
-    /// The call succeeded.
-    Done,
-    /// The call failed: it had no effect.
-    Failed,
 }
 
 /// An operation whose outcome is open.

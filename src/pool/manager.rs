@@ -80,16 +80,11 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
         let shared = SharedProvider::new(self.worker_provider.clone());
         Reconciler {
             store: self.store.clone(),
-            providers: BTreeMap::from([(self.provider_name().to_owned(), shared)]),
+            providers: BTreeMap::from([(self.config.provider_name().to_owned(), shared)]),
             secrets: self.secrets.clone(),
             clock: self.clock.clone(),
             parallelism: self.config.provisioning.concurrency() as usize,
         }
-    }
-
-    fn provider_name(&self) -> &str {
-        let default = self.config.worker_type.default_provider();
-        self.config.provider.as_deref().unwrap_or(default)
     }
 
     fn options(&self) -> PlanOptions {
@@ -122,7 +117,7 @@ impl<T: WorkerProvider + Clone> ResourcePool for StaticPoolManager<T> {
     fn observe(&self) -> PoolFuture<'_, Listed> {
         Box::pin(async {
             observe(&self.worker_provider, self.store.deployment()).await.map_err(|error| {
-                let name = self.provider_name().to_owned();
+                let name = self.config.provider_name().to_owned();
                 PoolError::Provider { name, reason: error.to_string() }
             })
         })
