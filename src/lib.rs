@@ -22,11 +22,13 @@
 //! | [`desired`] | what one pool should be                                  (pure)       |
 //! | [`plan`]    | what to do, in which order, and why                      (pure)       |
 //! | [`health`]  | probe results and thresholds to a verdict                (pure)       |
+//! | [`lease`]   | who may have which worker                                (pure)       |
 //! | [`state`]   | the record: intents, results, locks, events; SQL inside               |
 //! | [`probe`]   | runs one health probe                                                 |
 //! | [`apply`]   | carries out a plan                                                    |
 //! | [`pool`]    | observe → plan → check → apply; `ResourcePool`; provider registry      |
 //! | [`render`]  | data to text and JSON                                                 |
+//! | [`serve`]   | the HTTP server                                                       |
 //! | [`cli`]     | the command line                                                      |
 //!
 //! Where things go: a new action in `plan::Action`, `plan::slot` and `apply::step`; a new flag in its
@@ -39,10 +41,12 @@ pub mod clock;
 pub mod config;
 pub mod desired;
 pub mod health;
+pub mod lease;
 pub mod plan;
 pub mod pool;
 pub mod probe;
 pub mod render;
+pub mod serve;
 pub mod state;
 pub mod worker;
 

@@ -100,7 +100,7 @@ impl From<StateError> for StepError {
     fn from(error: StateError) -> Self {
         match error {
             // Only this step would break a bound; others may go on, and may make room for it.
-            StateError::Budget { .. } => Self::Worker(error.to_string()),
+            StateError::Budget { .. } | StateError::Leased(_) => Self::Worker(error.to_string()),
             error => Self::State(error),
         }
     }

@@ -108,7 +108,7 @@ impl Context {
         Ok(())
     }
 
-    fn provider_settings(&self) -> Result<ProviderSettings, CliError> {
+    pub(super) fn provider_settings(&self) -> Result<ProviderSettings, CliError> {
         let folder = self.global.state.parent().unwrap_or(Path::new(""));
         let folder = std::path::absolute(folder.join("."))
             .with_context(|| format!("finding the folder of {}", self.global.state.display()))?;

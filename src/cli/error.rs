@@ -40,7 +40,7 @@ impl CliError {
             Self::Refused(_) => Exit::Refused,
             Self::Stale(_) => Exit::Stale,
             Self::Failed(error) => match state_error(error) {
-                Some(StateError::Locked { .. }) => Exit::Locked,
+                Some(StateError::Locked { .. } | StateError::Served { .. }) => Exit::Locked,
                 Some(StateError::Moved { .. }) => Exit::Stale,
                 _ => Exit::Error,
             },

@@ -21,6 +21,8 @@ pub enum Exit {
     Refused,
     /// 130: interrupted; run again to go on.
     Interrupted,
+    /// The code of the command that a lease was held for (`lease run`).
+    Command(u8),
 }
 
 impl Exit {
@@ -46,6 +48,7 @@ impl Exit {
             Self::Partial => 5,
             Self::Refused => 6,
             Self::Interrupted => 130,
+            Self::Command(code) => code,
         }
     }
 }

@@ -6,16 +6,21 @@
 
 mod apply;
 mod args;
+mod client;
 mod completions;
 mod config;
 mod context;
 mod error;
 mod exit;
+mod lease;
+mod lease_run;
+mod logs;
 mod output;
 mod plan;
 mod plan_file;
 mod progress;
 mod schema;
+mod serve;
 mod show;
 mod state;
 mod status;
@@ -86,6 +91,10 @@ enum Command {
     Show(show::Arguments),
     /// Show the pools as they are recorded
     Status(status::Arguments),
+    /// Lease ready workers to jobs over HTTP, and heal what breaks
+    Serve(serve::Arguments),
+    /// Lease workers from a server
+    Lease(lease::Arguments),
     /// Look into the state
     State(state::Arguments),
     /// Show the pools with all defaults, and where each value came from
@@ -99,6 +108,15 @@ enum Command {
 }
 
 impl Command {
+    /// Whether the command takes care of signals itself.
+    fn handles_signals(&self) -> bool {
+        match self {
+            Self::Serve(_) => true,
+            Self::Lease(arguments) => arguments.handles_signals(),
+            _ => false,
+        }
+    }
+
     /// Whether errors are wanted as event lines too, beside what people read.
     fn wants_json(&self) -> bool {
         match self {
@@ -166,6 +184,9 @@ fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
         .build()
         .context("starting the runtime")?;
     let outcome = runtime.block_on(async {
+        if cli.command.handles_signals() {
+            return dispatch(&context, cli.command).await;
+        }
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         // Dropping a run is safe at any moment: what is in flight is recorded, and found next time.
@@ -190,6 +211,8 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError>
         Command::Destroy(arguments) => apply::destroy(context, &arguments).await,
         Command::Show(arguments) => show::run(context, &arguments),
         Command::Status(arguments) => status::run(context, &arguments).await,
+        Command::Serve(arguments) => serve::run(context, &arguments).await,
+        Command::Lease(arguments) => lease::run(context, &arguments).await,
         Command::State(arguments) => state::run(context, &arguments).await,
         Command::Config(arguments) => config::run(context, &arguments).await,
         Command::Schema(arguments) => Ok(schema::run(context, &arguments)),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::diagnostic::{Diagnostic, did_you_mean};
+use super::leases::Reuse;
 use super::pointer::escape;
 use super::policy::HealthCheckKind;
 use super::types::StaticPoolConfig;
@@ -22,6 +23,7 @@ pub(crate) fn check(
     check_provider(pool, providers, &mut broken);
     check_health(pool, &mut broken);
     check_update(pool, &mut broken);
+    check_leases(pool, &mut broken);
     check_environment(pool, &mut broken);
     if pool.provisioning.timeout.get().is_zero() {
         broken.push((
@@ -143,6 +145,44 @@ fn check_update(pool: &StaticPoolConfig, broken: &mut Broken) {
             )
             .help("set one of them to 1 or more"),
         ));
+    }
+}
+
+fn check_leases(pool: &StaticPoolConfig, broken: &mut Broken) {
+    let leases = &pool.leases;
+    let mut complain = |field: &str, summary: String, help: &str| {
+        let found = Diagnostic::error("leases", summary).help(help);
+        broken.push((format!("/leases/{field}"), found));
+    };
+    if leases.default_ttl.get().is_zero() {
+        complain(
+            "default_ttl",
+            "`default_ttl` must be longer than 0s".into(),
+            "10m is the default",
+        );
+    }
+    if leases.default_ttl > leases.max_ttl {
+        let summary = format!(
+            "`default_ttl` ({}) must not be longer than `max_ttl` ({})",
+            leases.default_ttl, leases.max_ttl
+        );
+        complain("default_ttl", summary, "shorten it, or raise `max_ttl`");
+    }
+    let one_shot = leases.reuse == Reuse::OneShot;
+    if one_shot && leases.recycle.is_some() {
+        let summary = "a worker that has one lease is never recycled".to_owned();
+        complain("recycle", summary, "remove it, or set `reuse: reusable`");
+    }
+    if one_shot && leases.max_uses.is_some() {
+        let summary = "a worker that has one lease has no `max_uses`".to_owned();
+        complain("max_uses", summary, "remove it, or set `reuse: reusable`");
+    }
+    if leases.recycle.as_ref().is_some_and(|recycle| recycle.timeout.get().is_zero()) {
+        complain(
+            "recycle/timeout",
+            "`timeout` must be longer than 0s".into(),
+            "60s is the default",
+        );
     }
 }
 

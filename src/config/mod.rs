@@ -7,6 +7,7 @@
 //! |----------------|--------------------------------------------------------------|
 //! | [`types`]      | what a pool file can say (the user story's names)              |
 //! | [`policy`]     | how a pool is run                                              |
+//! | [`leases`]     | how its workers are leased                                     |
 //! | `document`     | what YAML or JSON text means, and where each value stands      |
 //! | [`schema`]     | the JSON Schema, and what breaks it                            |
 //! | `overrides`    | what the environment changes                                   |
@@ -17,6 +18,7 @@ pub mod check;
 pub mod diagnostic;
 mod document;
 pub mod duration;
+pub mod leases;
 mod load;
 mod overrides;
 mod pointer;
@@ -27,6 +29,7 @@ pub mod types;
 pub use check::KnownProviders;
 pub use diagnostic::{Diagnostic, Location, Report, Severity, Sources};
 pub use duration::HumanDuration;
+pub use leases::{LeasesConfig, Pick, RecycleConfig, Reuse};
 pub use load::{LoadedPool, Origin, Surroundings, load, read};
 pub use policy::{
     CountOrPercent, GuardsConfig, HealthCheckConfig, HealthCheckKind, OnFailure,

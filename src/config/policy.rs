@@ -4,6 +4,7 @@
 //! documentation is user documentation, as in [`super::types`].
 
 use std::fmt;
+use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -152,6 +153,13 @@ impl Default for HealthCheckConfig {
             path: None,
             command: Vec::new(),
         }
+    }
+}
+
+impl HealthCheckConfig {
+    /// Returns how long a passed probe vouches for a worker.
+    pub fn freshness(&self) -> Duration {
+        self.freshness.map_or(self.interval.get() * 2, HumanDuration::get)
     }
 }
 

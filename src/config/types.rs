@@ -10,6 +10,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::leases::LeasesConfig;
 use super::policy::{GuardsConfig, HealthCheckConfig, ProvisioningConfig, UpdateConfig};
 use crate::worker::PoolId;
 
@@ -42,6 +43,9 @@ pub struct StaticPoolConfig {
     /// How workers are replaced when their configuration changes.
     #[serde(default)]
     pub update: UpdateConfig,
+    /// How workers are leased to jobs.
+    #[serde(default)]
+    pub leases: LeasesConfig,
     /// What a run must not do to this pool.
     #[serde(default)]
     pub guards: GuardsConfig,

@@ -224,6 +224,7 @@ mod tests {
             "provisioning",
             "health_check",
             "update",
+            "leases",
             "guards",
             "protect",
         ];

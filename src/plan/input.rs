@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::StaticPoolConfig;
 use crate::desired::{DesiredPool, SecretHashes, Spec};
+use crate::lease::LeaseId;
 use crate::worker::{Address, DeploymentId, Generation, Phase, PoolId, Slot};
 
 /// Everything that a plan is made from.
@@ -171,6 +172,40 @@ pub struct RecordedWorker {
     pub failure: Option<Failure>,
     /// The operation on it whose outcome is open.
     pub operation: Option<OpenOperation>,
+    /// How it stands with leases.
+    pub standing: Standing,
+}
+
+/// How a worker stands with leases.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Its row.
+    pub row: i64,
+    /// Whether it gets no new lease.
+    pub cordoned: bool,
+    /// Whether it goes once its lease has ended.
+    pub draining: bool,
+    /// Whether its latest probe failed.
+    pub suspect: bool,
+    /// Why it goes although nothing is wrong with it.
+    pub retired: Option<String>,
+    /// Until when its phase may last.
+    pub deadline: Option<Timestamp>,
+    /// How many leases it had.
+    pub uses: u32,
+    /// Its open lease.
+    pub lease: Option<RecordedLease>,
+}
+
+/// An open lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedLease {
+    /// Its name.
+    pub id: LeaseId,
+    /// Who holds it.
+    pub holder: String,
+    /// Until when, unless it is renewed.
+    pub expires_at: Timestamp,
 }
 
 /// What a recorded worker was made from.

@@ -34,7 +34,8 @@ mod types;
 pub use guard::pool_refusals;
 pub use input::{
     AppliedConfig, Failure, Listed, Observation, OpenOperation, OperationKind, OperationState,
-    PlanInput, PlanMode, PlanOptions, RecordedPool, RecordedSpec, RecordedWorker,
+    PlanInput, PlanMode, PlanOptions, RecordedLease, RecordedPool, RecordedSpec, RecordedWorker,
+    Standing,
 };
 pub use types::{
     Action, Budget, Drift, FieldChange, KeptWorker, NewWorker, NewWorkerOrigin, OldWorker, Plan,

@@ -124,6 +124,7 @@ fn recorded(line: &str) -> (RecordedWorker, bool) {
         attributes: BTreeMap::new(),
         failure: value("failure:").map(|code| Failure { code: code.into(), message: "m".into() }),
         operation,
+        standing: Standing::default(),
     };
     (worker, !words.contains(&"gone"))
 }

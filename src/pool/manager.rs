@@ -3,17 +3,23 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use pool_provider::{SharedProvider, WorkerProvider};
 
+use super::desk::{Desk, Given};
+use super::providers::Providers;
+use super::vitals::Prober;
 use super::{PoolError, Reconciler, Secrets, StaticPoolState, observe};
 use crate::apply::{Observer, PoolOutcome};
 use crate::clock::Clock;
 use crate::config::{LoadedPool, StaticPoolConfig};
+use crate::lease::{Ask, LeaseId, Outcome, Selector};
 use crate::plan::{Listed, Plan, PlanOptions};
-use crate::state::{StateError, Store, holder};
-use crate::worker::PoolId;
+use crate::probe::Probed;
+use crate::state::{StateError, Store, WorkerKey, holder};
+use crate::worker::{Address, PoolId, Slot, WorkerName};
 
 /// What a pool's methods return: boxed, so that pools of several kinds can stand in one list.
 pub type PoolFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, PoolError>> + Send + 'a>>;
@@ -37,6 +43,26 @@ pub trait ResourcePool: Send + Sync {
 
     /// Says how the pool is recorded.
     fn status(&self) -> PoolFuture<'_, StaticPoolState>;
+
+    /// Leases workers of this pool to a job, waiting for them at most `wait`. Each is verified: its last
+    /// good probe is fresh, or it is probed now.
+    ///
+    /// # Errors
+    /// [`PoolError::Acquire`] with the reason when none is given.
+    fn acquire(&self, ask: Ask, wait: Duration) -> PoolFuture<'_, Given>;
+
+    /// Gives a lease back; one that ended before stays ended.
+    fn release(&self, lease: LeaseId, outcome: Outcome) -> PoolFuture<'_, ()>;
+
+    /// Probes a worker now. One that fails is leased to nobody until it passes.
+    ///
+    /// # Errors
+    /// [`PoolError::UnknownWorker`] when there is no such worker.
+    fn verify(&self, worker: WorkerKey) -> PoolFuture<'_, Probed>;
+
+    /// Puts another worker in this one's place, by the same path as [`ResourcePool::reconcile`]. One that
+    /// is leased is not touched before its lease ends.
+    fn replace(&self, worker: WorkerKey) -> PoolFuture<'_, Vec<PoolOutcome>>;
 }
 
 /// A pool with a fixed number of workers.
@@ -51,6 +77,7 @@ where
     store: Store,
     secrets: Secrets,
     clock: Clock,
+    desk: Arc<OnceLock<Arc<Desk>>>,
 }
 
 impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
@@ -63,7 +90,24 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
         clock: Clock,
     ) -> Self {
         let workers = Arc::new(RwLock::new(None));
-        Self { config, workers, worker_provider, store, secrets, clock }
+        Self { config, workers, worker_provider, store, secrets, clock, desk: Arc::default() }
+    }
+
+    /// Leases workers at `desk`, with everybody else there. Without this, the pool opens a desk of its own
+    /// at the first lease.
+    #[must_use]
+    pub fn with_desk(self, desk: Arc<Desk>) -> Self {
+        Self { desk: Arc::new(OnceLock::from(desk)), ..self }
+    }
+
+    fn desk(&self) -> &Arc<Desk> {
+        self.desk.get_or_init(|| {
+            let name = self.config.provider_name().to_owned();
+            let shared = SharedProvider::new(self.worker_provider.clone());
+            let providers = Providers::given(BTreeMap::from([(name, shared)]));
+            let prober = Prober::new(self.store.clone(), providers, self.clock.clone());
+            Desk::open(self.store.clone(), self.clock.clone(), prober)
+        })
     }
 
     /// Returns the config.
@@ -87,9 +131,40 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
         }
     }
 
-    fn options(&self) -> PlanOptions {
-        let target = crate::worker::Address { pool: self.config.pool_id.clone(), slot: None };
-        PlanOptions { targets: vec![target], ..PlanOptions::default() }
+    /// Narrows a run to this pool, or to one slot of it, whose worker is replaced then.
+    fn options(&self, replaced: Option<Slot>) -> PlanOptions {
+        let target = Address { pool: self.config.pool_id.clone(), slot: replaced };
+        let replace = if replaced.is_some() { vec![target.clone()] } else { Vec::new() };
+        PlanOptions { targets: vec![target], replace, ..PlanOptions::default() }
+    }
+
+    async fn run(&self, options: PlanOptions) -> Result<Vec<PoolOutcome>, PoolError> {
+        let reconciler = self.reconciler();
+        let desired = reconciler.desired(&[self.loaded()]);
+        let lock = self.store.lock(&self.config.pool_id).await?;
+        let locks = BTreeMap::from([(self.config.pool_id.clone(), lock.clone())]);
+        let run = async {
+            let plan = reconciler.plan_settled(&desired, &options, true).await?.plan;
+            if !plan.refusals.is_empty() {
+                return Err(PoolError::Refused(plan.refusals));
+            }
+            let observer: Observer = Arc::new(|_| {});
+            reconciler.apply(&plan, &locks, observer).await
+        };
+        // The lock must outlive a run that takes longer than a lock without heartbeat.
+        let beat = async {
+            loop {
+                tokio::time::sleep(holder::HEARTBEAT).await;
+                let _taken_over = self.store.heartbeat(&lock).await.is_err();
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = run => outcome,
+            () = beat => Err(PoolError::State(StateError::Closed)),
+        };
+        self.store.unlock(&lock).await?;
+        self.read_status().await?;
+        outcome
     }
 
     fn loaded(&self) -> LoadedPool {
@@ -127,42 +202,46 @@ impl<T: WorkerProvider + Clone> ResourcePool for StaticPoolManager<T> {
         Box::pin(async {
             let reconciler = self.reconciler();
             let desired = reconciler.desired(&[self.loaded()]);
-            Ok(reconciler.plan(&desired, &self.options(), true).await?.plan)
+            Ok(reconciler.plan(&desired, &self.options(None), true).await?.plan)
         })
     }
 
     fn reconcile(&self) -> PoolFuture<'_, Vec<PoolOutcome>> {
-        Box::pin(async {
-            let reconciler = self.reconciler();
-            let desired = reconciler.desired(&[self.loaded()]);
-            let lock = self.store.lock(&self.config.pool_id).await?;
-            let locks = BTreeMap::from([(self.config.pool_id.clone(), lock.clone())]);
-            let run = async {
-                let plan = reconciler.plan_settled(&desired, &self.options(), true).await?.plan;
-                if !plan.refusals.is_empty() {
-                    return Err(PoolError::Refused(plan.refusals));
-                }
-                let observer: Observer = Arc::new(|_| {});
-                reconciler.apply(&plan, &locks, observer).await
-            };
-            // The lock must outlive a run that takes longer than a lock without heartbeat.
-            let beat = async {
-                loop {
-                    tokio::time::sleep(holder::HEARTBEAT).await;
-                    let _taken_over = self.store.heartbeat(&lock).await.is_err();
-                }
-            };
-            let outcome = tokio::select! {
-                outcome = run => outcome,
-                () = beat => Err(PoolError::State(StateError::Closed)),
-            };
-            self.store.unlock(&lock).await?;
-            self.read_status().await?;
-            outcome
-        })
+        Box::pin(self.run(self.options(None)))
     }
 
     fn status(&self) -> PoolFuture<'_, StaticPoolState> {
         Box::pin(self.read_status())
+    }
+
+    fn acquire(&self, ask: Ask, wait: Duration) -> PoolFuture<'_, Given> {
+        Box::pin(async move {
+            let selector = Selector { pool: Some(self.config.pool_id.clone()), ..ask.selector };
+            Ok(self.desk().acquire(Ask { selector, ..ask }, wait).await?)
+        })
+    }
+
+    fn release(&self, lease: LeaseId, outcome: Outcome) -> PoolFuture<'_, ()> {
+        Box::pin(async move {
+            self.desk().release(lease, outcome).await?;
+            Ok(())
+        })
+    }
+
+    fn verify(&self, worker: WorkerKey) -> PoolFuture<'_, Probed> {
+        Box::pin(async move {
+            let name = WorkerName::new(self.config.pool_id.clone(), worker.slot, worker.generation);
+            let row = self.store.row_of(&name).await?;
+            let verified = match row {
+                Some(row) => self.desk().prober().verify(row).await?,
+                None => None,
+            };
+            let (_, probed) = verified.ok_or_else(|| PoolError::UnknownWorker(name.to_string()))?;
+            Ok(probed)
+        })
+    }
+
+    fn replace(&self, worker: WorkerKey) -> PoolFuture<'_, Vec<PoolOutcome>> {
+        Box::pin(self.run(self.options(Some(worker.slot))))
     }
 }

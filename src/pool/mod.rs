@@ -6,27 +6,40 @@
 //!
 //! | module        | holds                                             |
 //! |---------------|---------------------------------------------------|
+//! | [`desk`]      | where leases are asked for and given back             |
+//! | [`vitals`]    | when workers were last known to be well               |
+//! | `keeper`      | looks after all pools of a state                       |
 //! | `reconcile`   | observe → plan → check → apply → look again          |
 //! | `registry`    | provider names to providers                         |
+//! | `providers`   | the providers at hand                                 |
 //! | `secrets`     | where secrets are read                              |
 //! | `status`      | what a pool looks like from outside                  |
 
+pub mod desk;
+mod keeper;
 mod manager;
+mod providers;
 mod reconcile;
 mod registry;
 mod secrets;
 mod status;
+pub mod vitals;
+mod watcher;
 
+pub use desk::{AcquireError, Desk, Given};
+pub use keeper::{Keeper, Looked};
 pub use manager::{PoolFuture, ResourcePool, StaticPoolManager};
+pub use providers::Providers;
 pub use reconcile::{Planned, Reconciler, observe};
 pub use registry::{ProviderSettings, known_providers, open_providers};
 pub use secrets::Secrets;
-pub use status::{StaticPoolState, WorkerStatus};
+pub use status::{LeaseStatus, StaticPoolState, WorkerStatus};
+pub use watcher::{Unwatched, Watcher};
 
 use crate::state::StateError;
 
 /// Why a run could not be made at all.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PoolError {
     /// The state.
     #[error(transparent)]
@@ -45,6 +58,12 @@ pub enum PoolError {
     /// A plan that breaks its own promises.
     #[error("the plan breaks its own promises: {0}")]
     BrokenPlan(String),
+    /// No worker was given.
+    #[error(transparent)]
+    Acquire(#[from] AcquireError),
+    /// There is no such worker.
+    #[error("there is no worker `{0}`")]
+    UnknownWorker(String),
     /// A plan that a guard refuses.
     #[error("a guard refuses the plan")]
     Refused(Vec<crate::plan::Refusal>),

@@ -44,7 +44,7 @@ pub fn open_providers(
     names.iter().map(|name| Ok((name.clone(), open(name, settings)?))).collect()
 }
 
-fn open(name: &str, settings: &ProviderSettings) -> Result<SharedProvider, PoolError> {
+pub(super) fn open(name: &str, settings: &ProviderSettings) -> Result<SharedProvider, PoolError> {
     match name {
         "local" => {
             let (root, launcher) = (settings.local_root.clone(), settings.launcher.clone());

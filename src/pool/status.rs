@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::config::StaticPoolConfig;
+use crate::lease::LeaseId;
 use crate::plan::{Failure, RecordedPool};
 use crate::worker::{Generation, Phase, PoolId, Slot, WorkerName};
 
@@ -59,6 +60,30 @@ pub struct WorkerStatus {
     pub image: String,
     /// Why it failed, if it did.
     pub failure: Option<Failure>,
+    /// Whether it gets no new lease.
+    pub cordoned: bool,
+    /// Whether it is wanted without a lease.
+    pub draining: bool,
+    /// Whether its latest probe failed.
+    pub suspect: bool,
+    /// Why it goes although nothing is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retired: Option<String>,
+    /// How many leases it had.
+    pub uses: u32,
+    /// Its open lease.
+    pub lease: Option<LeaseStatus>,
+}
+
+/// Who has a worker.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LeaseStatus {
+    /// The lease.
+    pub id: LeaseId,
+    /// Its holder.
+    pub holder: String,
+    /// When it ends, unless it is renewed.
+    pub expires_at: Timestamp,
 }
 
 impl StaticPoolState {
@@ -120,5 +145,15 @@ fn worker_status(pool: &RecordedPool, worker: &crate::plan::RecordedWorker) -> W
         attributes: worker.attributes.clone(),
         image: worker.spec.spec.worker.image.clone(),
         failure: worker.failure.clone(),
+        cordoned: worker.standing.cordoned,
+        draining: worker.standing.draining,
+        suspect: worker.standing.suspect,
+        retired: worker.standing.retired.clone(),
+        uses: worker.standing.uses,
+        lease: worker.standing.lease.as_ref().map(|lease| LeaseStatus {
+            id: lease.id,
+            holder: lease.holder.clone(),
+            expires_at: lease.expires_at,
+        }),
     }
 }

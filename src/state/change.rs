@@ -19,8 +19,8 @@ use super::lifecycle::{NewCreate, OpenedOperation, WorkerKey};
 use super::load::{from_ms, to_ms};
 use super::lock::PoolLock;
 use super::writer::JobError;
-use crate::config::StaticPoolConfig;
-use crate::desired::SecretHashes;
+use crate::config::{Pick, StaticPoolConfig};
+use crate::desired::{SecretHashes, Spec};
 use crate::plan::{Budget, Failure, RecordedSpec};
 use crate::worker::{DeploymentId, Phase, PoolId};
 
@@ -37,6 +37,8 @@ pub(super) struct WorkerRow {
     pub(super) id: i64,
     pub(super) phase: Phase,
     pub(super) attempt: u32,
+    /// Its open lease.
+    pub(super) lease: Option<i64>,
 }
 
 impl Change<'_> {
@@ -126,13 +128,21 @@ impl Change<'_> {
         let text = serde_json::to_string(config).map_err(|error| {
             StateError::Conflict(format!("the config of {}: {error}", self.pool()))
         })?;
+        let worker = config.worker_config.clone();
+        let spec_hash = Spec { worker_type: config.worker_type, worker }.hash();
         let changed = self.execute(
-            "INSERT INTO pool (id, serial, config, applied_at, origin) VALUES (?1, 1, ?2, ?3, ?4)
+            "INSERT INTO pool (id, serial, config, applied_at, origin, spec_hash, config_version)
+             VALUES (?1, 1, ?2, ?3, ?4, ?5, 1)
              ON CONFLICT (id) DO UPDATE SET serial = serial + 1, config = excluded.config,
-                 applied_at = excluded.applied_at, origin = excluded.origin
+                 applied_at = excluded.applied_at, origin = excluded.origin,
+                 spec_hash = excluded.spec_hash, config_version = config_version + 1
              WHERE config IS NOT excluded.config",
-            (self.pool(), text, to_ms(self.now), origin),
+            (self.pool(), text, to_ms(self.now), origin, spec_hash),
         )?;
+        if changed > 0 && config.leases.pick == Pick::LowestSlot {
+            let sql = "UPDATE worker SET rank = slot WHERE pool = ?1 AND rank <> slot";
+            self.execute(sql, [self.pool()])?;
+        }
         if changed > 0 {
             self.event(None, "config_applied", origin, (None, None))?;
         }
@@ -140,18 +150,18 @@ impl Change<'_> {
     }
 
     pub(super) fn worker(&self, key: WorkerKey) -> Result<Option<WorkerRow>, JobError> {
-        let sql = "SELECT id, phase, attempt FROM worker
+        let sql = "SELECT id, phase, attempt, lease FROM worker
                    WHERE pool = ?1 AND slot = ?2 AND generation = ?3";
-        let row: Option<(i64, String, u32)> = self
+        let row: Option<(i64, String, u32, Option<i64>)> = self
             .connection
             .prepare_cached(sql)?
             .query_row((self.pool(), key.slot.0, key.generation.0), |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
             })
             .optional()?;
-        let Some((id, phase, attempt)) = row else { return Ok(None) };
+        let Some((id, phase, attempt, lease)) = row else { return Ok(None) };
         let phase = phase.parse().map_err(|error| StateError::Conflict(format!("{error}")))?;
-        Ok(Some(WorkerRow { id, phase, attempt }))
+        Ok(Some(WorkerRow { id, phase, attempt, lease }))
     }
 
     pub(super) fn known_worker(&self, key: WorkerKey) -> Result<WorkerRow, JobError> {
@@ -284,8 +294,8 @@ impl Change<'_> {
         let attributes = observed.and_then(|o| serde_json::to_string(&o.attributes).ok());
         self.execute(
             "INSERT INTO worker (pool, slot, generation, phase, phase_since, phase_deadline, provider,
-                 provider_id, spec, attempt, addresses, attributes, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?5)",
+                 provider_id, spec, attempt, addresses, attributes, created_at, rank)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?5, ?2)",
             (
                 self.pool(),
                 key.slot.0,
@@ -418,6 +428,15 @@ impl Change<'_> {
         why: &str,
     ) -> Result<OpenedOperation, JobError> {
         let row = self.known_worker(key)?;
+        if row.lease.is_some() {
+            return Err(StateError::Leased(format!(
+                "{}-{}-{}",
+                self.pool(),
+                key.slot,
+                key.generation
+            ))
+            .into());
+        }
         if row.phase == Phase::Ready {
             let sql = "SELECT ready FROM pool WHERE id = ?1";
             let ready: u32 =

@@ -75,6 +75,15 @@ pub enum StateError {
         /// The bound, in words.
         bound: String,
     },
+    /// A job has the worker.
+    #[error("worker {0} is leased")]
+    Leased(String),
+    /// Another server serves the state.
+    #[error("the state is served by {holder} already")]
+    Served {
+        /// Who serves it, in words.
+        holder: String,
+    },
     /// The record does not allow it: a bug of ours, or two processes at odds.
     #[error("the state does not allow this: {0}")]
     Conflict(String),
@@ -113,6 +122,10 @@ impl StateError {
             Self::Fenced(_) => "run again to see where things stand".to_owned(),
             Self::Moved { .. } => "make a new plan".to_owned(),
             Self::Budget { .. } => "run again once the pool's workers are ready".to_owned(),
+            Self::Leased(_) => "run again once its lease has ended".to_owned(),
+            Self::Served { .. } => {
+                "one server serves a state; use that one, or stop it first".to_owned()
+            }
             Self::Conflict(_) | Self::Closed | Self::Other(_) => return None,
         })
     }

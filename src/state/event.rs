@@ -1,6 +1,6 @@
 //! Who did what, when, why, from where to where. Rows are only ever added.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Row};
 use serde::Serialize;
 
 use super::load::{from_ms, to_ms};
@@ -87,19 +87,35 @@ pub(super) fn read(connection: &Connection, filter: &EventFilter) -> Result<Vec<
     let pool = filter.pool.as_ref().map(PoolId::as_str);
     let slot = filter.slot.map(|slot| slot.0);
     let last = filter.last.map_or(-1, i64::from);
-    let rows = statement.query_map((pool, slot, last), |row| {
-        Ok(Event {
-            seq: row.get(0)?,
-            at: from_ms(row.get(1)?),
-            pool: row.get(2)?,
-            slot: row.get::<_, Option<u32>>(3)?.map(Slot),
-            generation: row.get::<_, Option<u32>>(4)?.map(Generation),
-            kind: row.get(5)?,
-            who: row.get(6)?,
-            why: row.get(7)?,
-            from_phase: row.get(8)?,
-            to_phase: row.get(9)?,
-        })
-    })?;
+    let rows = statement.query_map((pool, slot, last), of)?;
     rows.collect::<Result<_, _>>().map_err(JobError::from)
+}
+
+/// Returns the events after one of them, at most so many.
+pub(super) fn after(
+    connection: &Connection,
+    after: i64,
+    most: u32,
+) -> Result<Vec<Event>, JobError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT seq, at, pool, slot, generation, kind, who, why, from_phase, to_phase
+         FROM event WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+    )?;
+    let rows = statement.query_map((after, most), of)?;
+    rows.collect::<Result<_, _>>().map_err(JobError::from)
+}
+
+fn of(row: &Row<'_>) -> rusqlite::Result<Event> {
+    Ok(Event {
+        seq: row.get(0)?,
+        at: from_ms(row.get(1)?),
+        pool: row.get(2)?,
+        slot: row.get::<_, Option<u32>>(3)?.map(Slot),
+        generation: row.get::<_, Option<u32>>(4)?.map(Generation),
+        kind: row.get(5)?,
+        who: row.get(6)?,
+        why: row.get(7)?,
+        from_phase: row.get(8)?,
+        to_phase: row.get(9)?,
+    })
 }

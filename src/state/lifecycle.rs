@@ -97,7 +97,8 @@ impl Store {
     /// Records that the pool is gone, once no worker of it is left.
     pub async fn forget_pool(&self, lock: &PoolLock) -> Result<(), StateError> {
         self.change(lock, |change| {
-            let sql = "UPDATE pool SET config = NULL, serial = serial + 1
+            let sql = "UPDATE pool SET config = NULL, serial = serial + 1,
+                           config_version = config_version + 1
                        WHERE id = ?1 AND live = 0 AND config IS NOT NULL";
             if change.execute(sql, [change.pool()])? > 0 {
                 change.event(None, "pool_removed", "", (None, None))?;

@@ -12,9 +12,10 @@ use super::holder::Holder;
 use super::lock;
 use super::open::translate;
 use super::writer::JobError;
+use crate::lease::LeaseId;
 use crate::plan::{
-    AppliedConfig, Failure, OpenOperation, OperationKind, OperationState, RecordedPool,
-    RecordedSpec, RecordedWorker,
+    AppliedConfig, Failure, OpenOperation, OperationKind, OperationState, RecordedLease,
+    RecordedPool, RecordedSpec, RecordedWorker, Standing,
 };
 use crate::worker::{DeploymentId, Generation, Phase, PoolId, Slot};
 
@@ -49,13 +50,26 @@ pub(super) fn pools(
     own: &Holder,
     now: Timestamp,
 ) -> Result<Vec<RecordedPool>, JobError> {
+    some(connection, None, own, now)
+}
+
+/// Returns every pool, or only one.
+pub(super) fn some(
+    connection: &Connection,
+    only: Option<&PoolId>,
+    own: &Holder,
+    now: Timestamp,
+) -> Result<Vec<RecordedPool>, JobError> {
     let specs = specs(connection)?;
-    let mut workers = workers(connection, &specs)?;
-    let mut generations = last_generations(connection)?;
-    let mut tombstones = tombstones(connection)?;
-    let mut statement = connection
-        .prepare_cached("SELECT id, serial, config, applied_at, origin FROM pool ORDER BY id")?;
-    let mut rows = statement.query([])?;
+    let only = Only(only);
+    let mut workers = workers(connection, &specs, only)?;
+    let mut generations = last_generations(connection, only)?;
+    let mut tombstones = tombstones(connection, only)?;
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT id, serial, config, applied_at, origin FROM pool WHERE {} ORDER BY id",
+        only.condition("id")
+    ))?;
+    let mut rows = statement.query(only.parameters())?;
     let mut pools = Vec::new();
     while let Some(row) = rows.next()? {
         let id: String = row.get(0)?;
@@ -80,6 +94,20 @@ pub(super) fn pools(
         });
     }
     Ok(pools)
+}
+
+/// Narrows a read to one pool, in a way that an index can serve.
+#[derive(Clone, Copy)]
+struct Only<'a>(Option<&'a PoolId>);
+
+impl<'a> Only<'a> {
+    fn condition(self, column: &str) -> String {
+        if self.0.is_some() { format!("{column} = ?1") } else { "true".to_owned() }
+    }
+
+    fn parameters(self) -> rusqlite::ParamsFromIter<Option<&'a str>> {
+        rusqlite::params_from_iter(self.0.map(PoolId::as_str))
+    }
 }
 
 /// Returns the pools that are recorded and not gone.
@@ -124,10 +152,12 @@ fn specs(connection: &Connection) -> Result<BTreeMap<i64, Arc<RecordedSpec>>, Jo
 
 fn last_generations(
     connection: &Connection,
+    only: Only<'_>,
 ) -> Result<BTreeMap<String, BTreeMap<Slot, Generation>>, JobError> {
-    let mut statement =
-        connection.prepare_cached("SELECT pool, slot, last_generation FROM slot")?;
-    let mut rows = statement.query([])?;
+    let sql =
+        format!("SELECT pool, slot, last_generation FROM slot WHERE {}", only.condition("pool"));
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(only.parameters())?;
     let mut generations: BTreeMap<String, BTreeMap<Slot, Generation>> = BTreeMap::new();
     while let Some(row) = rows.next()? {
         let slots = generations.entry(row.get(0)?).or_default();
@@ -138,12 +168,16 @@ fn last_generations(
 
 type Tombstones = BTreeMap<Slot, (Generation, Timestamp)>;
 
-fn tombstones(connection: &Connection) -> Result<BTreeMap<String, Tombstones>, JobError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT pool, slot, generation, phase_since FROM worker WHERE phase = 'deleted'
-         ORDER BY generation",
-    )?;
-    let mut rows = statement.query([])?;
+fn tombstones(
+    connection: &Connection,
+    only: Only<'_>,
+) -> Result<BTreeMap<String, Tombstones>, JobError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT pool, slot, generation, phase_since FROM worker
+         WHERE phase = 'deleted' AND {} ORDER BY generation",
+        only.condition("pool")
+    ))?;
+    let mut rows = statement.query(only.parameters())?;
     let mut tombstones: BTreeMap<String, Tombstones> = BTreeMap::new();
     while let Some(row) = rows.next()? {
         let latest = (Generation(row.get(2)?), from_ms(row.get(3)?));
@@ -155,14 +189,18 @@ fn tombstones(connection: &Connection) -> Result<BTreeMap<String, Tombstones>, J
 fn workers(
     connection: &Connection,
     specs: &BTreeMap<i64, Arc<RecordedSpec>>,
+    only: Only<'_>,
 ) -> Result<BTreeMap<String, Vec<RecordedWorker>>, JobError> {
     let mut operations = open_operations(connection)?;
-    let mut statement = connection.prepare_cached(
+    let mut leases = open_leases(connection)?;
+    let mut statement = connection.prepare_cached(&format!(
         "SELECT id, pool, slot, generation, phase, phase_since, provider, provider_id, spec,
-                addresses, attributes, failure_code, failure_message, attempt
-         FROM worker WHERE phase <> 'deleted' ORDER BY pool, slot, generation",
-    )?;
-    let mut rows = statement.query([])?;
+                addresses, attributes, failure_code, failure_message, attempt, cordoned, draining,
+                suspect, retired, phase_deadline, uses, lease
+         FROM worker WHERE phase <> 'deleted' AND {} ORDER BY pool, slot, generation",
+        only.condition("pool")
+    ))?;
+    let mut rows = statement.query(only.parameters())?;
     let mut workers: BTreeMap<String, Vec<RecordedWorker>> = BTreeMap::new();
     while let Some(row) = rows.next()? {
         let pool: String = row.get(1)?;
@@ -170,7 +208,8 @@ fn workers(
         let spec = specs
             .get(&spec)
             .ok_or_else(|| StateError::Conflict(format!("spec {spec} of {pool} is lost")))?;
-        let worker = worker(row, spec, operations.remove(&row.get(0)?))?;
+        let id: i64 = row.get(0)?;
+        let worker = worker(row, spec, operations.remove(&id), leases.remove(&id))?;
         workers.entry(pool).or_default().push(worker);
     }
     Ok(workers)
@@ -180,6 +219,7 @@ fn worker(
     row: &Row<'_>,
     spec: &Arc<RecordedSpec>,
     operation: Option<OpenOperation>,
+    lease: Option<RecordedLease>,
 ) -> Result<RecordedWorker, JobError> {
     let phase: String = row.get(4)?;
     let json = |column: usize| -> Result<String, JobError> { Ok(row.get(column)?) };
@@ -203,7 +243,34 @@ fn worker(
             }),
         },
         operation,
+        standing: Standing {
+            row: row.get(0)?,
+            cordoned: row.get(14)?,
+            draining: row.get::<_, u8>(15)? > 0,
+            suspect: row.get(16)?,
+            retired: row.get(17)?,
+            deadline: row.get::<_, Option<i64>>(18)?.map(from_ms),
+            uses: row.get(19)?,
+            lease,
+        },
     })
+}
+
+fn open_leases(connection: &Connection) -> Result<BTreeMap<i64, RecordedLease>, JobError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT worker, id, nonce, holder, expires_at FROM lease WHERE ended_at IS NULL",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut leases = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let lease = RecordedLease {
+            id: LeaseId { number: row.get(1)?, nonce: row.get(2)? },
+            holder: row.get(3)?,
+            expires_at: from_ms(row.get(4)?),
+        };
+        leases.insert(row.get(0)?, lease);
+    }
+    Ok(leases)
 }
 
 fn open_operations(connection: &Connection) -> Result<BTreeMap<i64, OpenOperation>, JobError> {

@@ -62,6 +62,57 @@ impl Store {
     }
 }
 
+/// The name of the lock of whoever serves the state; no pool can have it.
+const SERVING: &str = "/serve";
+
+impl Store {
+    /// Takes the right to serve the state, or says who has it; `renew_serving` keeps it.
+    ///
+    /// # Errors
+    /// [`StateError::Served`] when another server that is alive has it.
+    pub async fn serve(&self) -> Result<(), StateError> {
+        let (own, now) = (Arc::clone(&self.holder), self.now());
+        self.writer
+            .run(move |connection| match held_by(connection, SERVING, &own, now)? {
+                Some(holder) => Err(StateError::Served { holder: holder.describe() }.into()),
+                None => take(connection, SERVING, &own, now).map(drop),
+            })
+            .await
+    }
+
+    /// Returns whether this process still serves the state; says so to others.
+    pub async fn renew_serving(&self) -> Result<bool, StateError> {
+        let (own, now) = (Arc::clone(&self.holder), self.now());
+        self.writer
+            .run(move |connection| {
+                let sql =
+                    "UPDATE lock SET heartbeat_at = ?2 WHERE pool = ?1 AND holder ->> 'id' = ?3";
+                let changed =
+                    connection.prepare_cached(sql)?.execute((SERVING, to_ms(now), &own.id))?;
+                Ok(changed > 0)
+            })
+            .await
+    }
+
+    /// Gives the right to serve back.
+    pub async fn stop_serving(&self) -> Result<(), StateError> {
+        let own = Arc::clone(&self.holder);
+        self.writer
+            .run(move |connection| {
+                let sql = "UPDATE lock SET holder = NULL WHERE pool = ?1 AND holder ->> 'id' = ?2";
+                connection.prepare_cached(sql)?.execute((SERVING, &own.id))?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Returns whether a server that is alive serves the state.
+    pub async fn is_served(&self) -> Result<bool, StateError> {
+        let (own, now) = (Arc::clone(&self.holder), self.now());
+        self.read(move |connection| Ok(held_by(connection, SERVING, &own, now)?.is_some())).await
+    }
+}
+
 /// Who has the lock on `pool`, if somebody else who is alive has.
 pub(super) fn held_by(
     connection: &Connection,
@@ -90,6 +141,17 @@ fn acquire(
     if let Some(holder) = held_by(connection, pool.as_str(), own, now)? {
         return Err(StateError::Locked { pool, holder: holder.describe() }.into());
     }
+    let fence = take(connection, pool.as_str(), own, now)?;
+    Ok(PoolLock { pool, fence })
+}
+
+/// Gives a lock that is free to `own`; returns the new fence.
+fn take(
+    connection: &Connection,
+    name: &str,
+    own: &Holder,
+    now: Timestamp,
+) -> Result<i64, JobError> {
     let holder = serde_json::to_string(own).unwrap_or_default();
     connection
         .prepare_cached(
@@ -97,11 +159,9 @@ fn acquire(
              ON CONFLICT (pool) DO UPDATE
              SET fence = fence + 1, holder = excluded.holder, heartbeat_at = excluded.heartbeat_at",
         )?
-        .execute((pool.as_str(), holder, to_ms(now)))?;
-    let fence = connection
-        .prepare_cached("SELECT fence FROM lock WHERE pool = ?1")?
-        .query_row([pool.as_str()], |row| row.get(0))?;
-    Ok(PoolLock { pool, fence })
+        .execute((name, holder, to_ms(now)))?;
+    let sql = "SELECT fence FROM lock WHERE pool = ?1";
+    Ok(connection.prepare_cached(sql)?.query_row([name], |row| row.get(0))?)
 }
 
 /// Refuses whoever no longer holds the lock.

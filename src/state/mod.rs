@@ -10,9 +10,14 @@
 //! | `writer`     | the writer thread and its group commit                        |
 //! | [`holder`]   | who holds a lock, and whether that process lives               |
 //! | `lock`       | one holder a pool, with a fence                                |
+//! | `marks`      | what people decide about workers; pools in numbers              |
 //! | `load`       | rows to [`RecordedPool`]s                                      |
 //! | `lifecycle`  | the intent and the result of every provider call                |
 //! | `change`     | one transaction's view of a locked pool                       |
+//! | [`leases`]   | who has which worker                                           |
+//! | `offers`     | what pools offer to those who ask                               |
+//! | `reader`     | reads beside the writer                                         |
+//! | `watch`      | what probes need to know, and what they found                    |
 //! | `event`      | who, when, why, from where to where                             |
 //!
 //! Knows nothing of providers, config text or HTTP.
@@ -21,19 +26,27 @@ mod change;
 mod error;
 mod event;
 pub mod holder;
+pub mod leases;
 mod lifecycle;
 mod load;
 mod lock;
+mod marks;
+mod offers;
 mod open;
+mod reader;
+mod watch;
 mod writer;
 
 pub use error::StateError;
 pub use event::{Event, EventFilter};
 pub use holder::Holder;
+pub use leases::{Ended, Granted, Lease, LeaseFilter, NoProbes, Renewed, Vouch};
 pub use lifecycle::{NewCreate, OpenedOperation, WorkerKey};
 pub use lock::PoolLock;
+pub use marks::{Mark, PoolSummary};
 pub use open::WhenMissing;
-pub use writer::{CommitFault, CommitFaults};
+pub use watch::Watched;
+pub use writer::{BatchObserver, CommitFault, CommitFaults};
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -41,7 +54,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use self::writer::Writer;
+use self::offers::Offers;
+use self::reader::Reader;
+use self::writer::{JobError, Writer};
 use crate::clock::{Clock, Entropy};
 use crate::plan::RecordedPool;
 use crate::worker::{DeploymentId, PoolId};
@@ -50,6 +65,9 @@ use crate::worker::{DeploymentId, PoolId};
 #[derive(Debug, Clone)]
 pub struct Store {
     writer: Writer,
+    reader: Option<Reader>,
+    offers: Arc<Offers>,
+    entropy: Entropy,
     clock: Clock,
     holder: Arc<Holder>,
     deployment: DeploymentId,
@@ -122,6 +140,9 @@ impl Store {
         let id: String = entropy.bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
             writer: Writer::start(connection, path.to_owned(), faults),
+            reader: None,
+            offers: Arc::default(),
+            entropy,
             clock,
             holder: Arc::new(Holder::this_process(what, id)),
             deployment,
@@ -129,6 +150,34 @@ impl Store {
             ephemeral,
             secret_key: SecretKey(secret_key.into()),
         })
+    }
+
+    /// Returns the same state with a connection of its own for reading, so that long reads do not keep the
+    /// writer. A state that leaves nothing behind has none.
+    ///
+    /// # Errors
+    /// When the file cannot be opened once more.
+    pub fn with_reader(self) -> Result<Self, StateError> {
+        if self.ephemeral {
+            return Ok(self);
+        }
+        Ok(Self { reader: Some(Reader::start(&self.path)?), ..self })
+    }
+
+    /// Reads what is committed.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&rusqlite::Connection) -> Result<T, JobError> + Send + 'static,
+    ) -> Result<T, StateError> {
+        match &self.reader {
+            Some(reader) => reader.run(read).await,
+            None => self.writer.run(read).await,
+        }
+    }
+
+    /// Has `observer` told how many changes each transaction has.
+    pub fn observe_batches(&self, observer: BatchObserver) {
+        self.writer.observe(observer);
     }
 
     /// Returns whose state it is.
@@ -158,22 +207,35 @@ impl Store {
     /// Returns every pool, those that are gone included: their slots' generations are not forgotten.
     pub async fn load(&self) -> Result<Vec<RecordedPool>, StateError> {
         let (own, now) = (Arc::clone(&self.holder), self.now());
-        self.writer.run(move |connection| load::pools(connection, &own, now)).await
+        self.read(move |connection| load::pools(connection, &own, now)).await
+    }
+
+    /// Returns one pool; `None` when nothing is recorded of it.
+    pub async fn load_pool(&self, pool: &PoolId) -> Result<Option<RecordedPool>, StateError> {
+        let (own, now, pool) = (Arc::clone(&self.holder), self.now(), pool.clone());
+        self.read(move |connection| Ok(load::some(connection, Some(&pool), &own, now)?.pop())).await
+    }
+
+    /// Returns the size of the write-ahead log in bytes; 0 when there is none.
+    pub fn log_size(&self) -> u64 {
+        let mut path = self.path.as_os_str().to_owned();
+        path.push("-wal");
+        std::fs::metadata(path).map_or(0, |log| log.len())
     }
 
     /// Returns the pools that are recorded and not gone.
     pub async fn pool_ids(&self) -> Result<BTreeSet<PoolId>, StateError> {
-        self.writer.run(load::pool_ids).await
+        self.read(load::pool_ids).await
     }
 
     /// Returns the names of the providers that workers ever came from, those that are gone included: a
     /// late call may still bring something there.
     pub async fn provider_names(&self) -> Result<BTreeSet<String>, StateError> {
-        self.writer.run(load::provider_names).await
+        self.read(load::provider_names).await
     }
 
     /// Returns events in order.
     pub async fn events(&self, filter: EventFilter) -> Result<Vec<Event>, StateError> {
-        self.writer.run(move |connection| event::read(connection, &filter)).await
+        self.read(move |connection| event::read(connection, &filter)).await
     }
 }

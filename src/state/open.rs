@@ -31,8 +31,10 @@ pub(super) struct Migration {
 }
 
 /// Every step, in order. Never change one that was released: add another.
-pub(super) const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, sql: include_str!("migrations/0001_initial.sql") }];
+pub(super) const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, sql: include_str!("migrations/0001_initial.sql") },
+    Migration { version: 2, sql: include_str!("migrations/0002_leases.sql") },
+];
 
 impl Migration {
     fn checksum(self) -> String {
@@ -132,6 +134,13 @@ fn connect(path: &Path) -> Result<Connection, StateError> {
     Ok(connection)
 }
 
+/// Opens a state that is there, to read it.
+pub(super) fn connect_to_read(path: &Path) -> Result<Connection, StateError> {
+    let connection = connect(path)?;
+    connection.pragma_update(None, "query_only", true).map_err(|error| translate(&error, path))?;
+    Ok(connection)
+}
+
 #[expect(clippy::disallowed_methods, reason = "SQLite's busy handler is synchronous")]
 fn pause() {
     std::thread::sleep(BUSY_PAUSE);
@@ -179,14 +188,38 @@ fn migrate(
     if found > known {
         return Err(StateError::Newer { path: path.to_owned(), found, known });
     }
+    if found < known {
+        bring_up(connection, path, migrations, entropy)?;
+    }
     for migration in migrations {
-        if migration.version <= found {
-            verify_checksum(connection, path, *migration)?;
-        } else {
-            step(connection, path, *migration, entropy)?;
-        }
+        verify_checksum(connection, path, *migration)?;
     }
     Ok(())
+}
+
+/// Makes every step that is left in one transaction: nobody ever sees a version in between, and of two
+/// processes one waits for the other.
+fn bring_up(
+    connection: &mut Connection,
+    path: &Path,
+    migrations: &[Migration],
+    entropy: &Entropy,
+) -> Result<(), StateError> {
+    let error = |error: rusqlite::Error| translate(&error, path);
+    let transaction = connection
+        .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+        .map_err(error)?;
+    // Another process may have been faster.
+    let found = version(&transaction).map_err(error)?;
+    let left = migrations.iter().filter(|migration| migration.version > found);
+    if found > 0 && left.clone().next().is_some() {
+        // Read by a connection of its own: one that writes cannot be copied from.
+        back_up(&connect(path)?, path, found)?;
+    }
+    for migration in left {
+        step(&transaction, path, *migration, entropy)?;
+    }
+    transaction.commit().map_err(error)
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<u32> {
@@ -212,22 +245,12 @@ fn verify_checksum(
 }
 
 fn step(
-    connection: &mut Connection,
+    transaction: &Connection,
     path: &Path,
     migration: Migration,
     entropy: &Entropy,
 ) -> Result<(), StateError> {
     let error = |error: rusqlite::Error| translate(&error, path);
-    if migration.version > 1 {
-        back_up(connection, path, migration.version - 1)?;
-    }
-    let transaction = connection
-        .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
-        .map_err(error)?;
-    // Another process may have been faster.
-    if version(&transaction).map_err(error)? >= migration.version {
-        return Ok(());
-    }
     transaction.execute_batch(migration.sql).map_err(error)?;
     let set = |key: &str, value: &[u8]| {
         let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
@@ -240,8 +263,7 @@ fn step(
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(error)?;
     }
     set(&format!("migration_{}", migration.version), migration.checksum().as_bytes())?;
-    transaction.pragma_update(None, "user_version", migration.version).map_err(error)?;
-    transaction.commit().map_err(error)
+    transaction.pragma_update(None, "user_version", migration.version).map_err(error)
 }
 
 /// Copies the database aside, private like itself, as `<path>.v<version>.bak`.
@@ -290,6 +312,8 @@ mod tests {
     const SECOND: Migration =
         Migration { version: 2, sql: "ALTER TABLE pool ADD COLUMN note TEXT" };
 
+    const FIRST: &[Migration] = MIGRATIONS.split_at(1).0;
+
     fn opened(path: &Path, migrations: &[Migration]) -> Result<Connection, StateError> {
         open(path, WhenMissing::Create, migrations, &Entropy::system())
     }
@@ -298,7 +322,7 @@ mod tests {
     fn a_backup_is_made_before_each_migration_and_can_be_gone_back_to() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let first = opened(&path, MIGRATIONS).unwrap();
+        let first = opened(&path, FIRST).unwrap();
         first.execute("INSERT INTO pool (id, serial) VALUES ('ci', 7)", []).unwrap();
         drop(first);
         let both = [MIGRATIONS[0], SECOND];
@@ -306,14 +330,11 @@ mod tests {
         second.execute("UPDATE pool SET note = 'x'", []).unwrap();
         drop(second);
         let backup = folder.path().join("state.db.v1.bak");
-        let restored = opened(&backup, MIGRATIONS).unwrap();
+        let restored = opened(&backup, FIRST).unwrap();
         let serial: i64 =
             restored.query_row("SELECT serial FROM pool", [], |row| row.get(0)).unwrap();
         assert_eq!(serial, 7);
-        assert!(matches!(
-            opened(&path, MIGRATIONS),
-            Err(StateError::Newer { found: 2, known: 1, .. })
-        ));
+        assert!(matches!(opened(&path, FIRST), Err(StateError::Newer { found: 2, known: 1, .. })));
         assert!(!folder.path().join("state.db.v1.tmp").exists());
     }
 
@@ -321,10 +342,10 @@ mod tests {
     fn a_migration_that_fails_leaves_the_state_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        drop(opened(&path, MIGRATIONS).unwrap());
+        drop(opened(&path, FIRST).unwrap());
         let broken = Migration { version: 2, sql: "CREATE TABLE extra (x); SELECT nonsense" };
         assert!(opened(&path, &[MIGRATIONS[0], broken]).is_err());
-        let connection = opened(&path, MIGRATIONS).unwrap();
+        let connection = opened(&path, FIRST).unwrap();
         let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'extra'";
         let extra: i64 = connection.query_row(sql, [], |row| row.get(0)).unwrap();
         assert_eq!(extra, 0);

@@ -5,8 +5,8 @@
 //! commits, the next one gathers. A failed commit fails every job of the batch, and nothing is kept.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use rusqlite::Connection;
@@ -75,10 +75,19 @@ pub trait CommitFaults: Send {
 #[derive(Debug, Clone)]
 pub(super) struct Writer(Arc<Owner>);
 
-#[derive(Debug)]
+/// Is told how many jobs each batch had.
+pub type BatchObserver = Box<dyn Fn(usize) + Send + Sync>;
+
 struct Owner {
+    observer: Arc<OnceLock<BatchObserver>>,
     jobs: Option<Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Writer")
+    }
 }
 
 impl Drop for Owner {
@@ -97,8 +106,17 @@ impl Writer {
         faults: Option<Box<dyn CommitFaults>>,
     ) -> Self {
         let (jobs, received) = channel();
-        let thread = thread::spawn(move || Thread { connection, path, faults }.run(&received));
-        Self(Arc::new(Owner { jobs: Some(jobs), thread: Some(thread) }))
+        let observer: Arc<OnceLock<BatchObserver>> = Arc::default();
+        let observed = Arc::clone(&observer);
+        let thread = thread::spawn(move || {
+            Thread { connection, path, faults, observer: observed }.run(&received);
+        });
+        Self(Arc::new(Owner { observer, jobs: Some(jobs), thread: Some(thread) }))
+    }
+
+    /// Has `observer` told of every batch from now on; the first one stays.
+    pub(super) fn observe(&self, observer: BatchObserver) {
+        let _first_stays = self.0.observer.set(observer).is_err();
     }
 
     /// Runs `job` in the next batch; returns once that is durable.
@@ -137,6 +155,7 @@ struct Thread {
     connection: Connection,
     path: PathBuf,
     faults: Option<Box<dyn CommitFaults>>,
+    observer: Arc<OnceLock<BatchObserver>>,
 }
 
 impl Thread {
@@ -144,6 +163,9 @@ impl Thread {
         while let Ok(first) = received.recv() {
             let mut batch = vec![first];
             batch.extend(received.try_iter().take(MAX_BATCH - 1));
+            if let Some(observe) = self.observer.get() {
+                observe(batch.len());
+            }
             if !self.commit(batch) {
                 return;
             }

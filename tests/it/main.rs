@@ -2,11 +2,14 @@
 //!
 //! | module        | proves                                                      |
 //! |---------------|-------------------------------------------------------------|
+//! | `api`         | the HTTP API without a socket                                    |
 //! | `crash`       | a run killed at any point is finished by the next one         |
+//! | `desk`        | who gets a lease when, and what its end does                     |
 //! | `embedded`    | `StaticPoolManager` as a library                                |
 //! | `faults`      | what a run makes of full disks, lies, silence                  |
 //! | `local`       | real processes, with the real binary                            |
 //! | `reports`     | what users reported                                             |
+//! | `serve`       | the real server, its clients, and what survives it                |
 //! | `state`       | what is wrong with a state file is said before any call         |
 //! | `schema`      | the published schema, the examples, the README's tables          |
 //! | `transcripts` | what people see: `tests/cases`                                   |
@@ -14,13 +17,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod api;
 mod crash;
+mod desk;
 mod embedded;
 mod faults;
 mod local;
 mod reports;
 mod sandbox;
 mod schema;
+mod serve;
 mod state;
 mod support;
 mod tidy;

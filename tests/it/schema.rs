@@ -27,6 +27,42 @@ fn the_committed_schema_is_fresh() {
 }
 
 #[test]
+fn the_committed_description_of_the_api_is_fresh_and_whole() {
+    let document = pool::serve::openapi::document();
+    let fresh = format!("{document:#}\n");
+    let path = root().join("schema/openapi.json");
+    if asked_for("UPDATE_SCHEMA").is_some() {
+        std::fs::write(&path, &fresh).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(path).unwrap(), fresh, "run with UPDATE_SCHEMA=1");
+    let mut references = 0;
+    let mut inner = vec![&document];
+    while let Some(value) = inner.pop() {
+        if let Some(target) = value["$ref"].as_str() {
+            references += 1;
+            let pointer = target.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{target} leads nowhere");
+        }
+        match value {
+            Value::Object(fields) => inner.extend(fields.values()),
+            Value::Array(items) => inner.extend(items),
+            _ => {}
+        }
+    }
+    assert!(references > 10, "only {references} references");
+    let mut ids = std::collections::BTreeSet::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            if method != "parameters" {
+                let id = operation["operationId"].as_str().unwrap();
+                assert!(ids.insert(id), "{id} names two operations");
+                assert!(operation["summary"].is_string(), "{method} {path}");
+            }
+        }
+    }
+}
+
+#[test]
 fn it_is_draft_07_inlined_and_without_null() {
     let text = committed().to_string();
     for word in [

@@ -79,6 +79,19 @@ impl CommitFaults for GoodCommits {
     }
 }
 
+/// Commits that find the disk full.
+pub(crate) struct FullDisk;
+
+impl CommitFaults for FullDisk {
+    fn before_commit(&mut self) -> CommitFault {
+        CommitFault::DiskFull
+    }
+
+    fn after_commit(&mut self) -> CommitFault {
+        CommitFault::None
+    }
+}
+
 struct DyingCommits(Arc<Switch>);
 
 impl CommitFaults for DyingCommits {
@@ -163,11 +176,22 @@ pub(crate) struct World {
 impl World {
     /// Makes an empty world; time is tokio's.
     pub(crate) fn new(settings: Settings) -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-            cloud: Cloud::in_memory(),
-            settings,
-            clock: Clock::from_tokio("2026-01-01T00:00:00Z".parse().unwrap()),
+        Self::told_by(settings, Clock::from_tokio("2026-01-01T00:00:00Z".parse().unwrap()))
+    }
+
+    /// Makes an empty world with a clock of its own.
+    pub(crate) fn told_by(settings: Settings, clock: Clock) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder, cloud: Cloud::in_memory(), settings, clock }
+    }
+
+    /// Applies these files, and expects that all goes well.
+    pub(crate) async fn converge(&self, yaml: &str) {
+        match self.apply(yaml, &Switch::never()).await {
+            Ended::Returned(Ok(outcomes)) => {
+                assert!(outcomes.iter().all(PoolOutcome::is_complete), "{outcomes:?}");
+            }
+            other => panic!("{other:?}"),
         }
     }
 

@@ -5,39 +5,56 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The modules in reading order, and which of the others each may use.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("worker", &[]),
     ("clock", &["worker"]),
     ("config", &["worker"]),
     ("desired", &["config", "worker"]),
-    ("plan", &["desired", "config", "worker"]),
+    ("lease", &["config", "worker", "desired"]),
+    ("plan", &["desired", "lease", "config", "worker"]),
     ("health", &["config", "worker"]),
-    ("state", &["plan", "config", "worker", "clock", "desired"]),
+    ("state", &["plan", "lease", "config", "worker", "clock", "desired"]),
     ("probe", &["config", "health", "worker"]),
     ("apply", &["plan", "state", "clock", "worker", "desired", "health", "probe"]),
     (
         "pool",
-        &["apply", "plan", "state", "clock", "config", "desired", "worker", "health", "probe"],
+        &[
+            "apply", "plan", "lease", "state", "clock", "config", "desired", "worker", "health",
+            "probe",
+        ],
     ),
+    ("serve", &["pool", "config", "clock", "lease", "worker", "state", "probe"]),
     ("render", &["plan", "config", "worker", "apply", "desired", "pool"]),
-    ("cli", &["pool", "render", "config", "clock", "state", "plan", "apply", "worker"]),
+    (
+        "cli",
+        &[
+            "pool", "serve", "lease", "render", "config", "clock", "state", "plan", "apply",
+            "worker",
+        ],
+    ),
     ("lib", &[]),
     ("main", &[]),
 ];
 
 /// Where each foreign crate may be named.
-const HOMES: [(&str, &[&str]); 12] = [
+const HOMES: [(&str, &[&str]); 18] = [
     ("rusqlite", &["state"]),
     ("serde_yaml", &["config"]),
     ("granit_parser", &["config"]),
     ("jsonschema", &["config"]),
-    ("schemars", &["config"]),
+    ("schemars", &["config", "serve"]),
+    ("axum", &["serve"]),
+    ("hyper", &["serve"]),
+    ("prometheus_client", &["serve"]),
+    ("notify", &["cli"]),
+    ("sd_notify", &["cli"]),
+    ("tracing_subscriber", &["cli"]),
     ("annotate_snippets", &["render"]),
     ("similar", &["render"]),
     ("console", &["render", "main"]),
     ("indicatif", &["cli"]),
     ("clap", &["cli"]),
-    ("reqwest", &["probe"]),
+    ("reqwest", &["probe", "cli"]),
     ("procfs", &["state"]),
 ];
 

@@ -1,0 +1,110 @@
+//! `pool serve`: the server, its signals and its files.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::context::Context;
+use super::error::CliError;
+use super::exit::Exit;
+use super::logs::{self, LogArgs};
+use crate::pool::{Keeper, Providers, Secrets};
+use crate::serve::listen::{self, ListenError};
+use crate::serve::metrics::Metrics;
+use crate::serve::{self, Served};
+use crate::state::{Store, WhenMissing, holder};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Files and folders whose changes are applied; without any, the server follows the state
+    #[arg(value_name = "CONFIG")]
+    paths: Vec<PathBuf>,
+    /// Where to listen; only this machine can be let in so far
+    #[arg(long, value_name = "ADDRESS", env = "POOL_LISTEN", default_value = "127.0.0.1:7070")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    logs: LogArgs,
+}
+
+pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
+    logs::begin(context, &arguments.logs)?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let when_missing =
+        if arguments.paths.is_empty() { WhenMissing::Refuse } else { WhenMissing::Create };
+    let store = context.open("pool serve", when_missing)?.with_reader()?;
+    store.serve().await?;
+    let outcome = async {
+        let listener = listen::bind(arguments.listen).await.map_err(|error| refused(&error))?;
+        let address = listener.local_addr().context("looking where it listens")?;
+        let metrics: Arc<Metrics> = Arc::default();
+        let measured = Arc::clone(&metrics);
+        store.observe_batches(Box::new(move |jobs| measured.batch(jobs)));
+        let keeper = keeper(context, &store, &metrics)?;
+        let heart = tokio::spawn(beat(store.clone()));
+        let served = Arc::new(Served { keeper, metrics, clock: context.world.clock.clone() });
+        let router = serve::router(Arc::clone(&served), &context.world.entropy);
+        tracing::info!(%address, state = %store.path().display(), "serving");
+        notify(&[NotifyState::Ready]);
+        let stop = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tracing::info!("stopping");
+            notify(&[NotifyState::Stopping]);
+        };
+        listen::serve(listener, router, stop, || served.keeper.close()).await;
+        heart.abort();
+        Ok(Exit::Done)
+    }
+    .await;
+    store.stop_serving().await?;
+    outcome
+}
+
+fn keeper(context: &Context, store: &Store, metrics: &Arc<Metrics>) -> Result<Keeper, CliError> {
+    let environment = Arc::new(context.world.environment.clone());
+    let secrets = Secrets::new(environment, store.secret_key());
+    let providers = Providers::opening(context.provider_settings()?);
+    let watcher = Arc::clone(metrics);
+    Ok(Keeper::open(store.clone(), providers, secrets, context.world.clock.clone(), watcher))
+}
+
+fn refused(error: &ListenError) -> CliError {
+    let hint = match error {
+        ListenError::Exposed(_) => {
+            "whoever reaches the server may do everything: listen on 127.0.0.1 or [::1]"
+        }
+        ListenError::Refused { .. } => "choose another address with --listen",
+    };
+    CliError::usage(error.to_string(), hint)
+}
+
+/// Says to others, and to systemd, that the server lives.
+async fn beat(store: Store) {
+    let watchdog = sd_notify::watchdog_enabled().map(|every| every / 2);
+    let every = watchdog.unwrap_or(holder::HEARTBEAT).min(holder::HEARTBEAT);
+    loop {
+        tokio::time::sleep(every.max(Duration::from_millis(100))).await;
+        match store.renew_serving().await {
+            Ok(true) if watchdog.is_some() => notify(&[NotifyState::Watchdog]),
+            Ok(true) => {}
+            Ok(false) => tracing::error!("another server has taken the state over"),
+            Err(error) => tracing::error!(%error, "the state cannot be written"),
+        }
+    }
+}
+
+/// Tells systemd, where it started us (sd_notify(3)).
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd was not told");
+    }
+}

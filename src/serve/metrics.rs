@@ -1,0 +1,245 @@
+//! What is measured, under names that alerts can rely on.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::pool::Watcher;
+use crate::pool::desk::Waiting;
+use crate::state::{Ended, PoolSummary};
+use crate::worker::{Phase, PoolId};
+
+/// Upper bounds in seconds: leases are promised within 10 ms.
+const LATENCIES: [f64; 12] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 10.0, 60.0];
+/// Upper bounds of the number of changes in a transaction.
+const BATCHES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPool {
+    pool: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPhase {
+    pool: String,
+    phase: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfReason {
+    pool: String,
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfResult {
+    pool: String,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCall {
+    provider: String,
+    call: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfError {
+    provider: String,
+    call: &'static str,
+    code: &'static str,
+}
+
+type Histograms = Family<OfPool, Histogram, fn() -> Histogram>;
+type Share = Gauge<f64, AtomicU64>;
+
+/// Everything that is measured.
+pub struct Metrics {
+    registry: Registry,
+    workers: Family<OfPhase, Gauge>,
+    availability: Family<OfPool, Share>,
+    leased: Family<OfPool, Gauge>,
+    waiting: Family<OfPool, Gauge>,
+    oldest: Family<OfPool, Share>,
+    granted: Histograms,
+    ended: Family<OfReason, Counter>,
+    provisioning_attempts: Family<OfPool, Counter>,
+    provisioning_successes: Family<OfPool, Counter>,
+    probes: Family<OfResult, Counter>,
+    replacements: Family<OfReason, Counter>,
+    stopped: Family<OfPool, Gauge>,
+    calls: Family<OfCall, Counter>,
+    call_errors: Family<OfError, Counter>,
+    batches: Histogram,
+    log_bytes: Gauge,
+    reload_failures: Counter,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+fn latencies() -> Histogram {
+    Histogram::new(LATENCIES)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut this = Self {
+            registry: Registry::with_prefix("pool"),
+            workers: Family::default(),
+            availability: Family::default(),
+            leased: Family::default(),
+            waiting: Family::default(),
+            oldest: Family::default(),
+            granted: Family::new_with_constructor(latencies),
+            ended: Family::default(),
+            provisioning_attempts: Family::default(),
+            provisioning_successes: Family::default(),
+            probes: Family::default(),
+            replacements: Family::default(),
+            stopped: Family::default(),
+            calls: Family::default(),
+            call_errors: Family::default(),
+            batches: Histogram::new(BATCHES),
+            log_bytes: Gauge::default(),
+            reload_failures: Counter::default(),
+        };
+        this.register();
+        this
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("workers", "Workers by phase", self.workers.clone());
+        let help = "Ready workers as a share of fixed_size";
+        r.register("availability_ratio", help, self.availability.clone());
+        r.register("leases_open", "Open leases", self.leased.clone());
+        r.register("queue_length", "Requests that wait for workers", self.waiting.clone());
+        let help = "For how long the first request has waited";
+        r.register("queue_oldest_wait_seconds", help, self.oldest.clone());
+        let help = "From a request for workers to its leases, waiting included";
+        r.register("lease_wait_seconds", help, self.granted.clone());
+        r.register("leases_ended", "Leases by how they ended", self.ended.clone());
+        let help = "Attempts to create a worker";
+        r.register("provisioning_attempts", help, self.provisioning_attempts.clone());
+        let help = "Workers that came and passed their health check";
+        r.register("provisioning_successes", help, self.provisioning_successes.clone());
+        r.register("probes", "Health probes by result", self.probes.clone());
+        r.register(
+            "replacements",
+            "Workers that were replaced, by reason",
+            self.replacements.clone(),
+        );
+        let help = "1 while too many workers are unhealthy for any to be replaced";
+        r.register("remediation_stopped", help, self.stopped.clone());
+        r.register("provider_calls", "Calls of providers", self.calls.clone());
+        r.register("provider_errors", "Calls that failed, by error", self.call_errors.clone());
+        r.register("batch_size", "Changes in one transaction", self.batches.clone());
+        r.register("state_log_bytes", "Size of the write-ahead log", self.log_bytes.clone());
+        let help = "Config files that were changed and refused";
+        r.register("config_reload_failures", help, self.reload_failures.clone());
+    }
+
+    /// Writes everything, with the pools as they are now.
+    pub fn encode(
+        &self,
+        summaries: &[PoolSummary],
+        waiting: impl Fn(&PoolId) -> Waiting,
+        log_bytes: u64,
+    ) -> String {
+        // A pool that is gone is not told of any more.
+        self.workers.clear();
+        self.availability.clear();
+        self.leased.clear();
+        self.waiting.clear();
+        self.oldest.clear();
+        for summary in summaries {
+            let pool = summary.pool.to_string();
+            for phase in Phase::ALL.into_iter().filter(|phase| *phase != Phase::Deleted) {
+                let label = OfPhase { pool: pool.clone(), phase: phase.as_str() };
+                let count = summary.phases.get(&phase).copied().unwrap_or(0);
+                self.workers.get_or_create(&label).set(i64::from(count));
+            }
+            let label = OfPool { pool };
+            self.availability.get_or_create(&label).set(summary.availability());
+            self.leased.get_or_create(&label).set(i64::from(summary.leased));
+            let waits = waiting(&summary.pool);
+            let requests = i64::try_from(waits.requests).unwrap_or(i64::MAX);
+            self.waiting.get_or_create(&label).set(requests);
+            self.oldest.get_or_create(&label).set(waits.oldest.as_secs_f64());
+        }
+        self.log_bytes.set(i64::try_from(log_bytes).unwrap_or(i64::MAX));
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _written = prometheus_client::encoding::text::encode(&mut text, &self.registry).is_ok();
+        text
+    }
+
+    /// Counts the changes of one transaction.
+    pub fn batch(&self, jobs: usize) {
+        self.batches.observe(f64::from(u32::try_from(jobs).unwrap_or(u32::MAX)));
+    }
+
+    /// Counts a changed config that was refused.
+    pub fn reload_failed(&self) {
+        self.reload_failures.inc();
+    }
+
+    /// Counts a provider call, and its error if it failed.
+    pub fn call(&self, provider: &str, call: &'static str, error: Option<&'static str>) {
+        let provider = provider.to_owned();
+        self.calls.get_or_create(&OfCall { provider: provider.clone(), call }).inc();
+        if let Some(code) = error {
+            self.call_errors.get_or_create(&OfError { provider, call, code }).inc();
+        }
+    }
+}
+
+impl Watcher for Metrics {
+    fn granted(&self, pool: &PoolId, waited: Duration) {
+        let label = OfPool { pool: pool.to_string() };
+        self.granted.get_or_create(&label).observe(waited.as_secs_f64());
+    }
+
+    fn ended(&self, ended: &Ended) {
+        let (pool, reason) = (ended.name.pool.to_string(), ended.ending.as_str().to_owned());
+        self.ended.get_or_create(&OfReason { pool, reason }).inc();
+    }
+
+    fn probed(&self, pool: &PoolId, passed: bool) {
+        let result = if passed { "passed" } else { "failed" };
+        self.probes.get_or_create(&OfResult { pool: pool.to_string(), result }).inc();
+    }
+
+    fn provisioning(&self, pool: &PoolId, succeeded: Option<bool>) {
+        let label = OfPool { pool: pool.to_string() };
+        match succeeded {
+            None => self.provisioning_attempts.get_or_create(&label).inc(),
+            Some(true) => self.provisioning_successes.get_or_create(&label).inc(),
+            Some(false) => 0,
+        };
+    }
+
+    fn replaced(&self, pool: &PoolId, reason: &str) {
+        let label = OfReason { pool: pool.to_string(), reason: reason.to_owned() };
+        self.replacements.get_or_create(&label).inc();
+    }
+
+    fn remediation(&self, pool: &PoolId, stopped: bool) {
+        let label = OfPool { pool: pool.to_string() };
+        self.stopped.get_or_create(&label).set(i64::from(stopped));
+    }
+}

@@ -1,0 +1,210 @@
+//! The end of a lease, and what becomes of its worker.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, Row};
+
+use super::Ended;
+use crate::config::Pick;
+use crate::lease::{After, Ending, LeaseId, Outcome, Retirement, Usage, terms};
+use crate::state::error::StateError;
+use crate::state::event::{self, NewEvent};
+use crate::state::load::{from_ms, to_ms};
+use crate::state::offers::Offers;
+use crate::state::writer::JobError;
+use crate::worker::{Generation, Phase, PoolId, Slot, WorkerName};
+
+/// What ending a lease needs to know of it.
+pub(crate) struct OpenLease {
+    pub(crate) id: LeaseId,
+    pub(crate) worker: i64,
+    pub(crate) pool: String,
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+    pub(crate) holder: String,
+}
+
+impl OpenLease {
+    pub(super) fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: LeaseId { number: row.get(0)?, nonce: row.get(1)? },
+            worker: row.get(2)?,
+            pool: row.get(3)?,
+            slot: row.get(4)?,
+            generation: row.get(5)?,
+            holder: row.get(6)?,
+        })
+    }
+}
+
+pub(super) fn open_lease(
+    connection: &Connection,
+    id: LeaseId,
+) -> Result<Option<OpenLease>, JobError> {
+    let sql = "SELECT id, nonce, worker, pool, slot, generation, holder FROM lease
+               WHERE id = ?1 AND nonce = ?2 AND ended_at IS NULL";
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_row((id.number, id.nonce), OpenLease::of).optional()?)
+}
+
+/// The worker whose lease ends.
+struct LeasedWorker {
+    phase: Phase,
+    draining: bool,
+    retired: bool,
+    uses: u32,
+    blames: u32,
+    created_at: Timestamp,
+    spec_hash: String,
+}
+
+fn leased_worker(connection: &Connection, row: i64) -> Result<Option<LeasedWorker>, JobError> {
+    let sql = "SELECT phase, draining, uses, blames, created_at, spec.hash,
+                   retired IS NOT NULL
+               FROM worker JOIN spec ON spec.id = worker.spec WHERE worker.id = ?1";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([row])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let phase: String = row.get(0)?;
+    Ok(Some(LeasedWorker {
+        phase: phase.parse().map_err(|error| StateError::Conflict(format!("{error}")))?,
+        draining: row.get::<_, u8>(1)? > 0,
+        uses: row.get(2)?,
+        blames: row.get(3)?,
+        created_at: from_ms(row.get(4)?),
+        spec_hash: row.get(5)?,
+        retired: row.get(6)?,
+    }))
+}
+
+/// Ends an open lease, and decides what becomes of its worker.
+pub(crate) fn end(
+    connection: &Connection,
+    offers: &Offers,
+    open: &OpenLease,
+    ending: Ending,
+    now: Timestamp,
+) -> Result<Ended, JobError> {
+    connection
+        .prepare_cached("UPDATE lease SET ended_at = ?2, ending = ?3 WHERE id = ?1")?
+        .execute((open.id.number, to_ms(now), ending.as_str()))?;
+    let pool: PoolId =
+        open.pool.parse().map_err(|error| StateError::Conflict(format!("{error}")))?;
+    let after = match leased_worker(connection, open.worker)? {
+        Some(worker) => settle(connection, offers, (&pool, open), &worker, ending, now)?,
+        None => After::Ready,
+    };
+    let key = (Slot(open.slot), Generation(open.generation));
+    event::write(
+        connection,
+        &NewEvent {
+            at: now,
+            pool: &open.pool,
+            worker: Some(key),
+            kind: "lease_ended",
+            who: &open.holder,
+            why: ending.as_str(),
+            phases: (None, None),
+        },
+    )?;
+    Ok(Ended { name: WorkerName::new(pool, key.0, key.1), worker: open.worker, ending, after })
+}
+
+/// Moves a worker whose lease ended to where its pool's terms want it.
+fn settle(
+    connection: &Connection,
+    offers: &Offers,
+    (pool, open): (&PoolId, &OpenLease),
+    worker: &LeasedWorker,
+    ending: Ending,
+    now: Timestamp,
+) -> Result<After, JobError> {
+    let offer = offers.of_pool(connection, pool)?;
+    let blames = match ending {
+        Ending::Released(Outcome::InfraFailed) => worker.blames + 1,
+        Ending::Released(Outcome::Ok) => 0,
+        _ => worker.blames,
+    };
+    let age = Duration::try_from(now.duration_since(worker.created_at)).unwrap_or_default();
+    let after = match &offer {
+        _ if worker.phase == Phase::Ready && worker.retired => After::Retire(Retirement::Requested),
+        // A worker that failed meanwhile, or that goes, is healing's: it is not ready whoever gives it back.
+        _ if worker.phase != Phase::Ready || worker.draining => After::Ready,
+        None => After::Ready,
+        Some(offer) => {
+            let outdated = offer.spec_hash.as_ref().is_some_and(|hash| *hash != worker.spec_hash);
+            let usage = Usage { uses: worker.uses, age, blames: worker.blames, outdated };
+            terms::after(ending, usage, &offer.config.leases)
+        }
+    };
+    let least_recent =
+        offer.as_ref().is_some_and(|offer| offer.config.leases.pick == Pick::LeastRecentlyUsed);
+    let rank = if least_recent { to_ms(now) } else { i64::from(open.slot) };
+    // Who was blamed is probed before anybody else gets it.
+    let suspect = ending == Ending::Released(Outcome::InfraFailed) && after == After::Ready;
+    connection
+        .prepare_cached(
+            "UPDATE worker SET lease = NULL, rank = ?2, blames = ?3, suspect = suspect OR ?4
+             WHERE id = ?1",
+        )?
+        .execute((open.worker, rank, blames, suspect))?;
+    let recycling = offer.and_then(|offer| offer.config.leases.recycle.clone());
+    match after {
+        After::Ready => {}
+        After::Recycle => {
+            let limit = recycling.map_or(Duration::ZERO, |recycle| recycle.timeout.get());
+            let deadline = now.checked_add(limit * RECYCLE_ATTEMPTS).unwrap_or(Timestamp::MAX);
+            move_worker(connection, open, Phase::Recycling, Some(deadline), ending.as_str(), now)?;
+        }
+        After::Retire(why) => retire(connection, open, why, now)?,
+        After::Quarantine => {
+            let why = "blamed by its holders";
+            move_worker(connection, open, Phase::Quarantined, None, why, now)?;
+        }
+    }
+    Ok(after)
+}
+
+/// How often a worker is cleaned in vain before it is replaced.
+pub const RECYCLE_ATTEMPTS: u32 = 3;
+
+fn retire(
+    connection: &Connection,
+    open: &OpenLease,
+    why: Retirement,
+    now: Timestamp,
+) -> Result<(), JobError> {
+    connection
+        .prepare_cached("UPDATE worker SET retired = coalesce(retired, ?2), cordoned = 1, draining = 1 WHERE id = ?1")?
+        .execute((open.worker, why.as_str()))?;
+    move_worker(connection, open, Phase::Deleting, None, why.as_str(), now)
+}
+
+fn move_worker(
+    connection: &Connection,
+    open: &OpenLease,
+    to: Phase,
+    deadline: Option<Timestamp>,
+    why: &str,
+    now: Timestamp,
+) -> Result<(), JobError> {
+    connection
+        .prepare_cached(
+            "UPDATE worker SET phase = ?2, phase_since = ?3, phase_deadline = ?4
+             WHERE id = ?1 AND phase = 'ready'",
+        )?
+        .execute((open.worker, to.as_str(), to_ms(now), deadline.map(to_ms)))?;
+    event::write(
+        connection,
+        &NewEvent {
+            at: now,
+            pool: &open.pool,
+            worker: Some((Slot(open.slot), Generation(open.generation))),
+            kind: "phase",
+            who: &open.holder,
+            why,
+            phases: (Some(Phase::Ready), Some(to)),
+        },
+    )
+}
