@@ -143,7 +143,9 @@ impl PoolRun<'_> {
         store.record_created(self.lock, create.key, observed.clone(), create.timeout).await?;
         let failure = match self.verify(create, &observed, left).await {
             Ok(()) => return Ok(Attempt::Ready(observed)),
-            Err(StepError::Worker(why)) => Failure { code: "unhealthy".to_owned(), message: why },
+            Err(StepError::Worker(why) | StepError::Held(why)) => {
+                Failure { code: "unhealthy".to_owned(), message: why }
+            }
             Err(error) => return Err(error),
         };
         let old = OldWorker {
@@ -153,6 +155,7 @@ impl PoolRun<'_> {
             attempt: observed.attempt,
             recorded: true,
             observed: true,
+            leased: false,
         };
         // It is recorded as failed already: a crash here leaves it to the next run. Whoever lost the lock
         // must not delete it.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::plan::{Action, Reason};
 use crate::worker::{PoolId, WorkerName};
 
@@ -34,6 +36,13 @@ pub enum ApplyEventKind {
         why: String,
         /// How long until the next one.
         delay: Duration,
+    },
+    /// A job has the worker that is to go, and is waited for.
+    Draining {
+        /// Who holds the lease.
+        holder: String,
+        /// When the lease ends, unless it is renewed.
+        until: Timestamp,
     },
     /// The step is done.
     Completed {

@@ -9,17 +9,19 @@
 //! |------------|--------------------------------------------------------------|
 //! | `step`     | one step: create, replace, update, delete, adopt              |
 //! | `create`   | the attempts of one create, and the health check that ends it  |
+//! | `drain`    | waiting for jobs that have workers which are to go              |
 //! | `retry`    | how long to wait between attempts                               |
 //! | [`event`]  | what it tells while it works                                    |
 
 mod create;
+mod drain;
 pub mod event;
 mod retry;
 mod step;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, StreamExt as _};
@@ -59,6 +61,17 @@ pub struct Applier {
     pub observer: Observer,
     /// How many provider calls may be under way in all pools together.
     pub parallelism: usize,
+    /// What it does about workers that jobs have.
+    pub leased: Leased,
+}
+
+/// What a run does about a worker that is to go while a job has it. Either way it gets no new lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leased {
+    /// It waits for the lease's end, at most for `update.drain_timeout`.
+    Wait,
+    /// It leaves the worker to a later run.
+    Leave,
 }
 
 /// What became of one pool's part of a plan.
@@ -92,6 +105,8 @@ impl PoolOutcome {
 enum StepError {
     /// The provider, or the worker itself.
     Worker(String),
+    /// A job has the worker, and did not give it back.
+    Held(String),
     /// The state: no further call may be made.
     State(StateError),
 }
@@ -100,7 +115,8 @@ impl From<StateError> for StepError {
     fn from(error: StateError) -> Self {
         match error {
             // Only this step would break a bound; others may go on, and may make room for it.
-            StateError::Budget { .. } | StateError::Leased(_) => Self::Worker(error.to_string()),
+            StateError::Budget { .. } => Self::Worker(error.to_string()),
+            StateError::Leased(_) => Self::Held(error.to_string()),
             error => Self::State(error),
         }
     }
@@ -154,12 +170,12 @@ async fn apply_pool(
         Ok(run) => run,
         Err(error) => {
             outcome.skipped = total;
-            if let StepError::Worker(_) = &error {
+            if let StepError::Worker(_) | StepError::Held(_) = &error {
                 outcome.skipped = total.saturating_sub(1);
             }
             match error {
                 StepError::State(error) => outcome.stopped_by = Some(error),
-                StepError::Worker(why) => {
+                StepError::Worker(why) | StepError::Held(why) => {
                     let worker = plan.steps.first().map(worker_of(plan));
                     outcome.failures.extend(worker.map(|worker| (worker, why)));
                 }
@@ -207,6 +223,8 @@ struct PoolRun<'a> {
     new: Option<Resolved>,
     /// Set when no further step may begin.
     stop: AtomicBool,
+    /// Since when the run waits for leases to end.
+    draining_since: OnceLock<Stopwatch>,
 }
 
 impl<'a> PoolRun<'a> {
@@ -233,7 +251,10 @@ impl<'a> PoolRun<'a> {
         if let Some(config) = plan.config.as_ref().filter(|_| plan.records_config) {
             applier.store.record_config(lock, config, &plan.place).await?;
         }
-        Ok(Self { applier, plan, lock, calls, spec, new, stop: AtomicBool::new(false) })
+        let (stop, draining_since) = (AtomicBool::new(false), OnceLock::new());
+        let run = Self { applier, plan, lock, calls, spec, new, stop, draining_since };
+        run.drain_all().await?;
+        Ok(run)
     }
 
     async fn waves(&self, outcome: &mut PoolOutcome) {
@@ -242,7 +263,9 @@ impl<'a> PoolRun<'a> {
         for wave in self.plan.steps.chunk_by(|a, b| a.wave == b.wave) {
             let gates = wave.first().is_some_and(|step| step.gates);
             if gate_failed && gates {
-                outcome.skipped += u32::try_from(wave.len()).unwrap_or(u32::MAX);
+                for step in wave {
+                    self.skip(step, outcome).await;
+                }
                 continue;
             }
             // By number: a stream of references would not be `Send` enough for its callers.
@@ -255,6 +278,10 @@ impl<'a> PoolRun<'a> {
                         outcome.done = [outcome.done, part].into_iter().sum();
                     }
                     StepResult::Skipped => outcome.skipped += 1,
+                    StepResult::Failed(worker, StepError::Held(why)) => {
+                        gate_failed |= gates;
+                        outcome.failures.push((worker, why));
+                    }
                     StepResult::Failed(worker, StepError::Worker(why)) => {
                         gate_failed |= gates;
                         if self.plan.provisioning.fails_fast() {
@@ -283,6 +310,19 @@ impl<'a> PoolRun<'a> {
         Ok(Arc::new(RecordedSpec { hash: spec.hash(), spec, secrets }))
     }
 
+    /// Returns what tells of this step.
+    fn teller<'s>(&'s self, step: &'s Step) -> impl Fn(ApplyEventKind) + Send + Sync + 's {
+        move |kind| {
+            (self.applier.observer)(ApplyEvent {
+                pool: self.plan.pool.clone(),
+                worker: worker_of(self.plan)(step),
+                action: step.action,
+                reason: step.reason,
+                kind,
+            });
+        }
+    }
+
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
@@ -292,15 +332,7 @@ impl<'a> PoolRun<'a> {
             return StepResult::Skipped;
         }
         let worker = worker_of(self.plan)(step);
-        let tell = |kind| {
-            (self.applier.observer)(ApplyEvent {
-                pool: self.plan.pool.clone(),
-                worker: worker.clone(),
-                action: step.action,
-                reason: step.reason,
-                kind,
-            });
-        };
+        let tell = self.teller(step);
         tell(ApplyEventKind::Started);
         let watch = Stopwatch::start();
         let retrying = |attempt, why, delay| tell(ApplyEventKind::Retrying { attempt, why, delay });
@@ -311,7 +343,7 @@ impl<'a> PoolRun<'a> {
             }
             Err(error) => {
                 let why = match &error {
-                    StepError::Worker(why) => why.clone(),
+                    StepError::Worker(why) | StepError::Held(why) => why.clone(),
                     StepError::State(error) => error.to_string(),
                 };
                 tell(ApplyEventKind::Failed { elapsed: watch.elapsed(), why });

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use super::{PoolRun, StepError, retry};
 use crate::desired::SecretHashes;
 use crate::plan::{Action, NewWorker, NewWorkerOrigin, OldWorker, Reason, ReplaceOrder, Step};
-use crate::state::{NewCreate, WorkerKey};
+use crate::state::{NewCreate, StateError, WorkerKey};
 use crate::worker::{Slot, WorkerName};
 
 /// Is told of attempts that failed and are followed by another: attempt, why, delay.
@@ -241,7 +241,13 @@ impl PoolRun<'_> {
         let limit = self.delete_limit(old)?;
         let operation = if old.recorded {
             let budget = self.plan.budget;
-            Some(store.open_delete(self.lock, key, budget, limit, why.clone()).await?)
+            Some(loop {
+                match store.open_delete(self.lock, key, budget, limit, why.clone()).await {
+                    // A job may have got it a moment ago, whatever the plan says.
+                    Err(StateError::Leased(_)) => self.drained(key, &self.teller(step)).await?,
+                    opened => break opened?,
+                }
+            })
         } else {
             // A stray has no row for an intent. Whoever lost the lock must not delete it all the same: the
             // new holder may have adopted it.

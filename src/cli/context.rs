@@ -14,6 +14,7 @@ use super::args::GlobalArgs;
 use super::error::CliError;
 use super::output::Printer;
 use super::plan_file;
+use crate::apply::Leased;
 use crate::clock::Stopwatch;
 use crate::config::{self, LoadedPool, Surroundings};
 use crate::plan::Plan;
@@ -26,6 +27,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(100);
 const LOCK_MENTION: Duration = Duration::from_millis(400);
 
 /// Everything that a command has at hand.
+#[derive(Clone)]
 pub(super) struct Context {
     /// The world.
     pub world: World,
@@ -87,6 +89,7 @@ impl Context {
             providers,
             clock: self.world.clock.clone(),
             parallelism: parallelism as usize,
+            leased: Leased::Wait,
         })
     }
 

@@ -26,6 +26,7 @@ mod state;
 mod status;
 mod validate;
 mod version;
+mod watch_files;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -6,15 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
 use super::logs::{self, LogArgs};
-use crate::pool::{Keeper, Providers, Secrets};
+use super::watch_files::{self, WatchedFiles};
+use crate::plan::Refusal;
+use crate::pool::{Files, Keeper, Mode, Providers, Secrets};
 use crate::serve::listen::{self, ListenError};
 use crate::serve::metrics::Metrics;
 use crate::serve::{self, Served};
@@ -28,12 +31,45 @@ pub(super) struct Arguments {
     /// Where to listen; only this machine can be let in so far
     #[arg(long, value_name = "ADDRESS", env = "POOL_LISTEN", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
+    /// What the server does by itself; `full` with files, else `heal`
+    #[arg(long, value_enum, value_name = "MODE")]
+    reconcile: Option<Reconcile>,
     #[command(flatten)]
     logs: LogArgs,
 }
 
+/// What the server does by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Reconcile {
+    /// Apply the files whenever they change, and heal
+    Full,
+    /// Replace what breaks
+    Heal,
+    /// Probe, and change nothing
+    Off,
+}
+
+impl Arguments {
+    fn mode(&self) -> Result<Mode, CliError> {
+        match (self.reconcile, self.paths.is_empty()) {
+            (Some(Reconcile::Full), true) => Err(CliError::usage(
+                "--reconcile full needs files to apply",
+                "name the files, or leave it out: the server then follows the state",
+            )),
+            (Some(Reconcile::Full) | None, false) => Ok(Mode::Full),
+            (Some(Reconcile::Heal), _) | (None, true) => Ok(Mode::Heal),
+            (Some(Reconcile::Off), _) => Ok(Mode::Off),
+        }
+    }
+}
+
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
+    let mode = arguments.mode()?;
     logs::begin(context, &arguments.logs)?;
+    // Files that are wrong from the start are not served at all.
+    if !arguments.paths.is_empty() {
+        context.load(&arguments.paths).await?;
+    }
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let when_missing =
@@ -46,7 +82,9 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
         let metrics: Arc<Metrics> = Arc::default();
         let measured = Arc::clone(&metrics);
         store.observe_batches(Box::new(move |jobs| measured.batch(jobs)));
-        let keeper = keeper(context, &store, &metrics)?;
+        let keeper = keeper(context, &store, &metrics, mode)?;
+        let _watched = follow(context, arguments, &keeper, &metrics)?;
+        keeper.begin();
         let heart = tokio::spawn(beat(store.clone()));
         let served = Arc::new(Served { keeper, metrics, clock: context.world.clock.clone() });
         let router = serve::router(Arc::clone(&served), &context.world.entropy);
@@ -69,12 +107,48 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     outcome
 }
 
-fn keeper(context: &Context, store: &Store, metrics: &Arc<Metrics>) -> Result<Keeper, CliError> {
+/// Has the keeper follow the files, if there are any.
+fn follow(
+    context: &Context,
+    arguments: &Arguments,
+    keeper: &Keeper,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<WatchedFiles>, CliError> {
+    if arguments.paths.is_empty() {
+        return Ok(None);
+    }
+    let changed: Arc<Notify> = Arc::default();
+    let watched = watch_files::watch(&arguments.paths, &changed)?;
+    let (context, paths) = (context.clone(), arguments.paths.clone());
+    let load = Arc::new(move || {
+        let (context, paths) = (context.clone(), paths.clone());
+        Box::pin(async move { context.load(&paths).await.map_err(|error| in_a_line(&error)) }) as _
+    });
+    let explain = Arc::new(|refusals: &[Refusal]| in_a_line(&CliError::Refused(refusals.to_vec())));
+    let measured = Arc::clone(metrics);
+    let refused = Arc::new(move || measured.reload_failed());
+    keeper.follow(Files { load, explain, changed, refused });
+    Ok(Some(watched))
+}
+
+/// Everything that is wrong, each with its place, in one line.
+fn in_a_line(error: &CliError) -> String {
+    let found = error.diagnostics().into_iter().map(|(summary, _)| summary);
+    found.collect::<Vec<_>>().join("; ")
+}
+
+fn keeper(
+    context: &Context,
+    store: &Store,
+    metrics: &Arc<Metrics>,
+    mode: Mode,
+) -> Result<Keeper, CliError> {
     let environment = Arc::new(context.world.environment.clone());
     let secrets = Secrets::new(environment, store.secret_key());
     let providers = Providers::opening(context.provider_settings()?);
     let watcher = Arc::clone(metrics);
-    Ok(Keeper::open(store.clone(), providers, secrets, context.world.clock.clone(), watcher))
+    let clock = context.world.clock.clone();
+    Ok(Keeper::open(store.clone(), providers, secrets, clock, watcher, mode))
 }
 
 fn refused(error: &ListenError) -> CliError {

@@ -33,7 +33,7 @@ pub use leases::{LeasesConfig, Pick, RecycleConfig, Reuse};
 pub use load::{LoadedPool, Origin, Surroundings, load, read};
 pub use policy::{
     CountOrPercent, GuardsConfig, HealthCheckConfig, HealthCheckKind, OnFailure,
-    ProvisioningConfig, ProvisioningStrategy, UpdateConfig,
+    ProvisioningConfig, ProvisioningStrategy, RemediationConfig, UpdateConfig,
 };
 pub use types::{EnvironmentValue, SecretSource, StaticPoolConfig, StaticWorkerConfig, WorkerType};
 

@@ -188,11 +188,48 @@ pub struct UpdateConfig {
     /// How many of `fixed_size` may be missing during a replacement; a percentage rounds down.
     #[schemars(example = &"10%")]
     pub max_unavailable: CountOrPercent,
+    /// How long a run waits for jobs to give back workers that are to go, from the first such worker on.
+    /// They get no new lease meanwhile. What is still leased then stays, and the run is not complete.
+    #[schemars(example = &"1h")]
+    pub drain_timeout: HumanDuration,
 }
 
 impl Default for UpdateConfig {
     fn default() -> Self {
-        Self { max_surge: CountOrPercent::Count(1), max_unavailable: CountOrPercent::Count(0) }
+        Self {
+            max_surge: CountOrPercent::Count(1),
+            max_unavailable: CountOrPercent::Count(0),
+            drain_timeout: HumanDuration::from_secs(3600),
+        }
+    }
+}
+
+/// How a server replaces workers that broke.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "Remediation")]
+pub struct RemediationConfig {
+    /// How many broken workers are replaced at a time.
+    #[schemars(range(min = 1, max = 1000), example = 1)]
+    pub max_in_flight: u32,
+    /// When more workers than this are broken at once, none is replaced, because the check or the network
+    /// is what broke; a percentage is of `fixed_size` and rounds down, but one worker is always allowed.
+    /// `pool apply` replaces them all the same.
+    #[schemars(example = &"40%")]
+    pub max_unhealthy: CountOrPercent,
+    /// How long after a replacement the same slot is replaced again at the earliest; doubled each time, up
+    /// to 5m, and forgotten after 10m of rest. The first replacement does not wait.
+    #[schemars(example = &"10s")]
+    pub backoff: HumanDuration,
+}
+
+impl Default for RemediationConfig {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 1,
+            max_unhealthy: CountOrPercent::Percent(Percent(40)),
+            backoff: HumanDuration::from_secs(10),
+        }
     }
 }
 

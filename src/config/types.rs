@@ -11,7 +11,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::leases::LeasesConfig;
-use super::policy::{GuardsConfig, HealthCheckConfig, ProvisioningConfig, UpdateConfig};
+use super::policy::{
+    GuardsConfig, HealthCheckConfig, ProvisioningConfig, RemediationConfig, UpdateConfig,
+};
 use crate::worker::PoolId;
 
 /// A pool with a fixed number of workers that are always ready.
@@ -43,6 +45,9 @@ pub struct StaticPoolConfig {
     /// How workers are replaced when their configuration changes.
     #[serde(default)]
     pub update: UpdateConfig,
+    /// How a server replaces workers that broke.
+    #[serde(default)]
+    pub remediation: RemediationConfig,
     /// How workers are leased to jobs.
     #[serde(default)]
     pub leases: LeasesConfig,

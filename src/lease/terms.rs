@@ -120,6 +120,8 @@ pub enum After {
     Retire(Retirement),
     /// It is kept for diagnosis.
     Quarantine,
+    /// It broke meanwhile, or it goes: whoever heals looks at it.
+    Heal,
 }
 
 /// Says what becomes of a worker whose lease ended.

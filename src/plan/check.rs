@@ -55,6 +55,9 @@ fn check_steps(pool: &PoolPlan) -> Vec<String> {
             if !going.insert((slot, old.generation, id)) {
                 broken.push(format!("slot {slot}: generation {} would go twice", old.generation));
             }
+            if old.leased && !old.recorded {
+                broken.push(format!("slot {slot}: a leased worker could not be drained"));
+            }
             let newer = step.create.as_ref().is_some_and(|new| new.generation <= old.generation);
             let fresh = step.create.as_ref().is_some_and(|n| n.origin == NewWorkerOrigin::Fresh);
             if newer && fresh && old.recorded {

@@ -225,6 +225,7 @@ mod tests {
             "health_check",
             "update",
             "leases",
+            "remediation",
             "guards",
             "protect",
         ];

@@ -70,8 +70,12 @@ pub fn judge(
     match worker.phase {
         _ if !present => Condition::Missing,
         Phase::Pending | Phase::Provisioning => Condition::Resendable,
-        Phase::Verifying | Phase::Recycling => Condition::Unverified,
-        Phase::Ready | Phase::Quarantined => Condition::Serving,
+        Phase::Verifying => Condition::Unverified,
+        // Whoever serves the state cleans it; one that nobody cleaned in time is not ready.
+        Phase::Recycling if worker.standing.deadline.is_some_and(|deadline| now >= deadline) => {
+            Condition::Leaving
+        }
+        Phase::Ready | Phase::Recycling | Phase::Quarantined => Condition::Serving,
         Phase::Unhealthy | Phase::Lost => Condition::Unhealthy,
         Phase::Deleting | Phase::Deleted | Phase::Failed => Condition::Leaving,
     }

@@ -16,6 +16,7 @@
 //! | `slot`      | what to do in one slot                                           |
 //! | `order`     | which slots a pool keeps, and the waves                           |
 //! | `guard`     | what is refused                                                  |
+//! | [`remedy`]  | what of a plan a server may do by itself                         |
 //! | [`check`]   | whether a finished plan keeps its own promises                   |
 //!
 //! Reads no clock, no database and no network, and formats nothing.
@@ -26,6 +27,7 @@ mod guard;
 mod input;
 pub mod judge;
 mod order;
+pub mod remedy;
 mod slot;
 #[cfg(test)]
 mod tests;

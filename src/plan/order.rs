@@ -6,10 +6,11 @@
 //! 1. what interrupted runs left behind is deleted;
 //! 2. workers are created, adopted and updated, and those that do not serve are replaced;
 //! 3. slots that the pool gives up are deleted;
-//! 4. and on: workers that serve are replaced in batches of `max_surge` create-first and
+//! 4. and on: workers that serve, those that are leased last, are replaced in batches of `max_surge` create-first and
 //!    `max_unavailable` destroy-first. Where the provider has no room for a surge, one at a time is
 //!    replaced destroy-first: better than never (Karpenter's static pools wait for ever there,
-//!    karpenter-provider-aws#8873).
+//!    karpenter-provider-aws#8873);
+//! 5. what is given up and leased is deleted, when its lease has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -89,6 +90,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         locked_by: pool.recorded.and_then(|recorded| recorded.locked_by.clone()),
         provisioning: config.map(|config| config.provisioning.clone()).unwrap_or_default(),
         health_check: config.map(|config| config.health_check.clone()).unwrap_or_default(),
+        drain_timeout: config.map(|c| c.update.drain_timeout.get()).unwrap_or_default(),
     }
 }
 
@@ -365,7 +367,9 @@ fn worth(slot: &SlotInput<'_>) -> u8 {
         Condition::Waiting(_) | Condition::Resendable => 2,
         Condition::Found | Condition::Unverified => 3,
         Condition::Serving if matches!(occupant.fit, Fit::Outdated(_)) => 4,
-        Condition::Serving => 5,
+        Condition::Serving if occupant.recorded.standing.lease.is_none() => 5,
+        // A job would have to be waited for.
+        Condition::Serving => 6,
     };
     // An adoptable stray has yet to pass its health check, as a worker that is found has.
     slot.occupants.iter().map(of).max().unwrap_or(3)
@@ -373,13 +377,16 @@ fn worth(slot: &SlotInput<'_>) -> u8 {
 
 /// Puts what is needed into waves.
 fn waves(mut needs: Vec<Need<'_>>, batches: Batches, specs_before: &mut Vec<Spec>) -> Vec<Step> {
+    // Those who have to wait for a job come last: nobody waits behind them.
+    let waits = |need: &Need<'_>| need.reap.iter().chain(&need.delete).any(|old| old.leased);
     let rank = |need: &Need<'_>| match need.action {
+        Action::Delete if waits(need) => 4,
         Action::Delete if need.reason.is_left_behind() => 0,
         Action::Delete => 2,
         _ if need.replaces_serving => 3,
         Action::Create | Action::Adopt | Action::Update | Action::Replace(_) => 1,
     };
-    needs.sort_by_key(|need| (rank(need), need.slot));
+    needs.sort_by_key(|need| (rank(need), waits(need), need.slot));
     let size = (batches.create_first.saturating_add(batches.destroy_first)).max(1);
     let mut steps = Vec::new();
     let (mut wave, mut last_rank, mut in_wave) = (0, None, 0);

@@ -17,7 +17,7 @@ use super::types::{
     Action, FieldChange, NewWorker, NewWorkerOrigin, OldWorker, Reason, ReplaceOrder,
 };
 use crate::desired::DesiredPool;
-use crate::worker::{Generation, Slot};
+use crate::worker::{Generation, Phase, Slot};
 
 /// One worker of the slot, with everything that was found out about it.
 #[derive(Debug, Clone)]
@@ -100,6 +100,7 @@ impl Occupant<'_> {
             attempt: self.recorded.attempt,
             recorded: true,
             observed: self.seen.is_some(),
+            leased: self.recorded.standing.lease.is_some(),
         }
     }
 }
@@ -113,6 +114,7 @@ impl Stray<'_> {
             attempt: self.worker.attempt,
             recorded: false,
             observed: true,
+            leased: false,
         }
     }
 
@@ -300,11 +302,19 @@ fn why_replace(old: &Occupant<'_>) -> Reason {
     match old.condition {
         Condition::Unhealthy => Reason::ReplaceBecauseUnhealthy,
         Condition::Failed => Reason::ReplaceBecauseFailed,
+        Condition::Leaving if is_retired(old) => Reason::ReplaceBecauseRetired,
         Condition::Leaving => Reason::ReplaceBecauseInterrupted,
         _ if old.replacement_is_requested => Reason::ReplaceByRequest,
         _ if old.drift_of_spec().is_some() => Reason::ReplaceBecauseDrift,
         _ => Reason::ReplaceBecauseSpecChanged,
     }
+}
+
+/// Nobody interrupted the deletion of a worker that is used up: it has yet to begin.
+fn is_retired(old: &Occupant<'_>) -> bool {
+    let untouched = old.recorded.operation.is_none();
+    let not_clean = old.recorded.phase == Phase::Recycling;
+    untouched && (old.recorded.standing.retired.is_some() || not_clean)
 }
 
 fn why_create(gone: &Occupant<'_>) -> Reason {

@@ -1,7 +1,7 @@
 //! Decisions of the planner as tables: what is desired, recorded and observed, and the steps.
 //!
 //! A recorded worker is `slot.generation phase image [gone] [open:create|update|delete] [failure:code]
-//! [as:image]`; it is observed unless it is `gone`, as another image when it is `as:image`. `stray slot.generation image` is observed and not recorded.
+//! [as:image] [leased] [retired:why] [until:time]`; it is observed unless it is `gone`, as another image when it is `as:image`. `stray slot.generation image` is observed and not recorded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use crate::worker::{Generation, Phase, Slot, WorkerName};
 
 const NOW: &str = "2026-01-01T12:00:00Z";
 
-struct Case {
-    size: u32,
-    image: &'static str,
-    config: fn(&mut StaticPoolConfig),
-    description: fn(&mut Description),
-    options: PlanOptions,
-    complete: bool,
-    refresh: bool,
+pub(super) struct Case {
+    pub(super) size: u32,
+    pub(super) image: &'static str,
+    pub(super) config: fn(&mut StaticPoolConfig),
+    pub(super) description: fn(&mut Description),
+    pub(super) options: PlanOptions,
+    pub(super) complete: bool,
+    pub(super) refresh: bool,
 }
 
 impl Default for Case {
@@ -67,6 +67,7 @@ fn description() -> Description {
         slowest_delete: Duration::ZERO,
         in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
         one_host: false,
+        tells_ends: false,
         capacity: None,
     }
 }
@@ -124,13 +125,22 @@ fn recorded(line: &str) -> (RecordedWorker, bool) {
         attributes: BTreeMap::new(),
         failure: value("failure:").map(|code| Failure { code: code.into(), message: "m".into() }),
         operation,
-        standing: Standing::default(),
+        standing: Standing {
+            lease: words.contains(&"leased").then(|| RecordedLease {
+                id: "1-00000000".parse().unwrap(),
+                holder: "h".into(),
+                expires_at: NOW.parse().unwrap(),
+            }),
+            retired: value("retired:").map(str::to_owned),
+            deadline: value("until:").map(|at| at.parse().unwrap()),
+            ..Standing::default()
+        },
     };
     (worker, !words.contains(&"gone"))
 }
 
 impl Case {
-    fn plan(&self, lines: &str) -> Plan {
+    pub(super) fn plan(&self, lines: &str) -> Plan {
         self.plan_with(lines, &self.config, &self.description)
     }
 

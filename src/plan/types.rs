@@ -1,6 +1,7 @@
 //! The plan: an immutable list of steps, each with who, what, why and when. It is also the plan file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,9 @@ pub struct PoolPlan {
     pub provisioning: ProvisioningConfig,
     /// How new workers prove that they are well.
     pub health_check: HealthCheckConfig,
+    /// How long the run waits for jobs that have workers which are to go.
+    #[serde(default)]
+    pub drain_timeout: Duration,
 }
 
 /// The bounds that hold at every moment of a run; checked again when an operation is opened.
@@ -175,6 +179,8 @@ pub enum Reason {
     ReplaceBecauseUnhealthy,
     /// The worker's creation failed and left something.
     ReplaceBecauseFailed,
+    /// The worker is used up: its lease's end said so, or it could not be cleaned.
+    ReplaceBecauseRetired,
     /// A run was interrupted while it replaced the worker.
     ReplaceBecauseInterrupted,
     /// `--replace` asks for it.
@@ -275,6 +281,9 @@ pub struct OldWorker {
     pub recorded: bool,
     /// Whether the provider reports it.
     pub observed: bool,
+    /// Whether a job had it when the plan was made: it is drained before it goes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leased: bool,
 }
 
 /// One field that differs.

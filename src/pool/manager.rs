@@ -9,16 +9,17 @@ use std::time::Duration;
 use pool_provider::{SharedProvider, WorkerProvider};
 
 use super::desk::{Desk, Given};
+use super::hold::Hold;
 use super::providers::Providers;
 use super::vitals::Prober;
 use super::{PoolError, Reconciler, Secrets, StaticPoolState, observe};
-use crate::apply::{Observer, PoolOutcome};
+use crate::apply::{Leased, Observer, PoolOutcome};
 use crate::clock::Clock;
 use crate::config::{LoadedPool, StaticPoolConfig};
 use crate::lease::{Ask, LeaseId, Outcome, Selector};
 use crate::plan::{Listed, Plan, PlanOptions};
 use crate::probe::Probed;
-use crate::state::{StateError, Store, WorkerKey, holder};
+use crate::state::{Store, WorkerKey};
 use crate::worker::{Address, PoolId, Slot, WorkerName};
 
 /// What a pool's methods return: boxed, so that pools of several kinds can stand in one list.
@@ -128,6 +129,7 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
             secrets: self.secrets.clone(),
             clock: self.clock.clone(),
             parallelism: self.config.provisioning.concurrency() as usize,
+            leased: Leased::Wait,
         }
     }
 
@@ -141,8 +143,8 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
     async fn run(&self, options: PlanOptions) -> Result<Vec<PoolOutcome>, PoolError> {
         let reconciler = self.reconciler();
         let desired = reconciler.desired(&[self.loaded()]);
-        let lock = self.store.lock(&self.config.pool_id).await?;
-        let locks = BTreeMap::from([(self.config.pool_id.clone(), lock.clone())]);
+        let hold = Hold::take(&self.store, &self.config.pool_id).await?;
+        let locks = BTreeMap::from([(self.config.pool_id.clone(), hold.lock().clone())]);
         let run = async {
             let plan = reconciler.plan_settled(&desired, &options, true).await?.plan;
             if !plan.refusals.is_empty() {
@@ -151,18 +153,8 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
             let observer: Observer = Arc::new(|_| {});
             reconciler.apply(&plan, &locks, observer).await
         };
-        // The lock must outlive a run that takes longer than a lock without heartbeat.
-        let beat = async {
-            loop {
-                tokio::time::sleep(holder::HEARTBEAT).await;
-                let _taken_over = self.store.heartbeat(&lock).await.is_err();
-            }
-        };
-        let outcome = tokio::select! {
-            outcome = run => outcome,
-            () = beat => Err(PoolError::State(StateError::Closed)),
-        };
-        self.store.unlock(&lock).await?;
+        let outcome = run.await;
+        hold.give_back().await?;
         self.read_status().await?;
         outcome
     }

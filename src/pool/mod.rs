@@ -8,6 +8,7 @@
 //! |---------------|---------------------------------------------------|
 //! | [`desk`]      | where leases are asked for and given back             |
 //! | [`vitals`]    | when workers were last known to be well               |
+//! | `hold`        | the lock on a pool while a run lasts                   |
 //! | `keeper`      | looks after all pools of a state                       |
 //! | `reconcile`   | observe → plan → check → apply → look again          |
 //! | `registry`    | provider names to providers                         |
@@ -16,6 +17,7 @@
 //! | `status`      | what a pool looks like from outside                  |
 
 pub mod desk;
+mod hold;
 mod keeper;
 mod manager;
 mod providers;
@@ -27,7 +29,7 @@ pub mod vitals;
 mod watcher;
 
 pub use desk::{AcquireError, Desk, Given};
-pub use keeper::{Keeper, Looked};
+pub use keeper::{Files, Keeper, Looked, Mode};
 pub use manager::{PoolFuture, ResourcePool, StaticPoolManager};
 pub use providers::Providers;
 pub use reconcile::{Planned, Reconciler, observe};

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::PoolError;
 use super::secrets::Secrets;
-use crate::apply::{self, Applier, Observer, PoolOutcome};
+use crate::apply::{self, Applier, Leased, Observer, PoolOutcome};
 use crate::clock::Clock;
 use crate::config::LoadedPool;
 use crate::desired::{DesiredPool, Spec};
@@ -39,6 +39,8 @@ pub struct Reconciler {
     pub clock: Clock,
     /// How many provider calls may be under way in all pools together.
     pub parallelism: usize,
+    /// What a run does about workers that jobs have.
+    pub leased: Leased,
 }
 
 /// What a plan was made from, and the plan.
@@ -152,6 +154,7 @@ impl Reconciler {
             resolver: Arc::new(move |spec| secrets.resolve(spec)),
             observer,
             parallelism: self.parallelism,
+            leased: self.leased,
         };
         let mut outcomes = apply::apply(&applier, plan, locks).await;
         if outcomes.iter().all(|outcome| outcome.stopped_by.is_none()) {

@@ -22,6 +22,9 @@ pub fn event_text(event: &ApplyEvent, look: Look) -> Option<String> {
                 "{address}: attempt {attempt} failed, next in {delay:.1?}: {why}"
             )))
         }
+        ApplyEventKind::Draining { holder, until } => {
+            Some(format!("{address}: waiting for {holder}, whose lease lasts until {until:.0}"))
+        }
         ApplyEventKind::Completed { elapsed, .. } => Some(format!(
             "{address}: {} {} after {elapsed:.1?}",
             event.worker,
@@ -41,6 +44,11 @@ pub fn event_json(event: &ApplyEvent, at: Timestamp) -> Value {
             "apply_progress",
             json!({ "attempt": attempt, "error": why, "retry_in_seconds": delay.as_secs_f64() }),
             format!("attempt {attempt} failed: {why}"),
+        ),
+        ApplyEventKind::Draining { holder, until } => (
+            "apply_progress",
+            json!({ "waits_for": "lease", "holder": holder, "until": until.to_string() }),
+            format!("waits for the lease of {holder} until {until:.0}"),
         ),
         ApplyEventKind::Completed { elapsed, provider_id } => (
             "apply_complete",
@@ -190,7 +198,7 @@ impl Progress {
         let counts = self.pools.entry(event.pool.clone()).or_default();
         match event.kind {
             ApplyEventKind::Started => counts.running += 1,
-            ApplyEventKind::Retrying { .. } => {}
+            ApplyEventKind::Retrying { .. } | ApplyEventKind::Draining { .. } => {}
             ApplyEventKind::Completed { .. } => {
                 counts.running = counts.running.saturating_sub(1);
                 counts.done += 1;

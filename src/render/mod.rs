@@ -36,6 +36,7 @@ pub(crate) fn reason_text(reason: Reason) -> &'static str {
         Reason::UpdateBecauseDrift => "labels or tags changed at the provider",
         Reason::ReplaceBecauseSpecChanged => "its configuration changed",
         Reason::ReplaceBecauseDrift => "it is no longer what was created",
+        Reason::ReplaceBecauseRetired => "it is used up",
         Reason::ReplaceBecauseUnhealthy => "it is unhealthy",
         Reason::ReplaceBecauseFailed => "its creation failed",
         Reason::ReplaceBecauseInterrupted => {

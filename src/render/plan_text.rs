@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use similar::{ChangeTag, TextDiff};
 
 use super::{Look, action_sign, action_verb, reason_text};
-use crate::config;
+use crate::config::{self, HumanDuration};
 use crate::plan::{Action, Drift, FieldChange, Plan, PoolPlan, ReplaceOrder, Step, Summary};
 use crate::worker::{Address, Slot};
 
@@ -170,6 +170,22 @@ fn step_block(pool: &PoolPlan, group: &[&Step], look: Look, text: &mut String) {
     text.push_str(&format!("  # {}[{}] will be {verb}{count}\n", pool.pool, ranges(&slots)));
     let why = format!("      because {}{}\n", reason_text(first.reason), how(group));
     text.push_str(&look.faint(&why));
+    let leased: Vec<String> = group
+        .iter()
+        .flat_map(|step| step.reap.iter().chain(&step.delete).map(|old| (step.slot, old)))
+        .filter(|(_, old)| old.leased)
+        .map(|(slot, old)| pool.worker(slot, old.generation).to_string())
+        .collect();
+    if !leased.is_empty() {
+        let names = match leased.as_slice() {
+            few @ ([_] | [_, _] | [_, _, _]) => few.join(", "),
+            many => format!("{} workers", many.len()),
+        };
+        let limit = HumanDuration::from_secs(pool.drain_timeout.as_secs());
+        text.push_str(&look.faint(&format!(
+            "      when the lease of {names} has ended; waits for that at most {limit}\n"
+        )));
+    }
     for step in group {
         for old in step.reap.iter().filter(|old| old.observed) {
             let name = pool.worker(step.slot, old.generation);

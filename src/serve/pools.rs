@@ -61,7 +61,7 @@ fn body(served: &Served, summary: PoolSummary) -> PoolBody {
             oldest_wait_ms: u64::try_from(waiting.oldest.as_millis()).unwrap_or(u64::MAX),
         },
         last_reconcile: looked.map(|looked| ReconcileBody { at: looked.at, error: looked.error }),
-        config_error: None,
+        config_error: served.keeper.config_error(),
     }
 }
 

@@ -57,7 +57,7 @@ pub struct OpenedOperation {
 }
 
 impl Store {
-    async fn change<T: Send + 'static>(
+    pub(super) async fn change<T: Send + 'static>(
         &self,
         lock: &PoolLock,
         work: impl FnOnce(&Change<'_>) -> Result<T, JobError> + Send + 'static,
@@ -251,7 +251,8 @@ impl Store {
     /// Opens the deletion of a worker; from here on it takes no work.
     ///
     /// # Errors
-    /// [`StateError::Budget`] when too few workers would be ready then.
+    /// [`StateError::Budget`] when too few workers would be ready then, [`StateError::Leased`] when a job
+    /// has it: a lease and a deletion exclude each other here.
     pub async fn open_delete(
         &self,
         lock: &PoolLock,

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::error::StateError;
 use super::holder::Holder;
+use super::lifecycle::WorkerKey;
 use super::lock;
 use super::open::translate;
 use super::writer::JobError;
@@ -42,6 +43,12 @@ pub(super) fn identity(
         .map_err(|_| damaged("its deployment id is not text".to_owned()))?;
     let deployment = text.parse().map_err(|error| damaged(format!("{error}")))?;
     Ok((deployment, get("secret_key")?))
+}
+
+/// Returns a text that is kept about the state as a whole.
+pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<String>, JobError> {
+    let sql = "SELECT CAST(value AS TEXT) FROM meta WHERE key = ?1";
+    Ok(connection.prepare_cached(sql)?.query_row([key], |row| row.get(0)).optional()?)
 }
 
 /// Returns every pool.
@@ -254,6 +261,26 @@ fn worker(
             lease,
         },
     })
+}
+
+/// Returns the open lease of a worker.
+pub(super) fn lease_of(
+    connection: &Connection,
+    pool: &PoolId,
+    key: WorkerKey,
+) -> Result<Option<RecordedLease>, JobError> {
+    let sql = "SELECT lease.id, lease.nonce, lease.holder, lease.expires_at
+               FROM worker JOIN lease ON lease.id = worker.lease
+               WHERE worker.pool = ?1 AND worker.slot = ?2 AND worker.generation = ?3";
+    let mut statement = connection.prepare_cached(sql)?;
+    let found = statement.query_row((pool.as_str(), key.slot.0, key.generation.0), |row| {
+        Ok(RecordedLease {
+            id: LeaseId { number: row.get(0)?, nonce: row.get(1)? },
+            holder: row.get(2)?,
+            expires_at: from_ms(row.get(3)?),
+        })
+    });
+    Ok(found.optional()?)
 }
 
 fn open_leases(connection: &Connection) -> Result<BTreeMap<i64, RecordedLease>, JobError> {

@@ -11,8 +11,10 @@
 //! | [`holder`]   | who holds a lock, and whether that process lives               |
 //! | `lock`       | one holder a pool, with a fence                                |
 //! | `marks`      | what people decide about workers; pools in numbers              |
+//! | `healing`    | what health checks find, and what is done about it               |
 //! | `load`       | rows to [`RecordedPool`]s                                      |
 //! | `lifecycle`  | the intent and the result of every provider call                |
+//! | `draining`   | workers that are to go while jobs have them                      |
 //! | `change`     | one transaction's view of a locked pool                       |
 //! | [`leases`]   | who has which worker                                           |
 //! | `offers`     | what pools offer to those who ask                               |
@@ -23,8 +25,10 @@
 //! Knows nothing of providers, config text or HTTP.
 
 mod change;
+mod draining;
 mod error;
 mod event;
+mod healing;
 pub mod holder;
 pub mod leases;
 mod lifecycle;
@@ -39,6 +43,7 @@ mod writer;
 
 pub use error::StateError;
 pub use event::{Event, EventFilter};
+pub use healing::{Health, PoolVersions, Retention};
 pub use holder::Holder;
 pub use leases::{Ended, Granted, Lease, LeaseFilter, NoProbes, Renewed, Vouch};
 pub use lifecycle::{NewCreate, OpenedOperation, WorkerKey};
@@ -60,6 +65,9 @@ use self::writer::{JobError, Writer};
 use crate::clock::{Clock, Entropy};
 use crate::plan::RecordedPool;
 use crate::worker::{DeploymentId, PoolId};
+
+/// Where the digest of the files is kept that a server applied last.
+const SERVED_CONFIG: &str = "served_config";
 
 /// The way to one state; clones share it.
 #[derive(Debug, Clone)]
@@ -214,6 +222,23 @@ impl Store {
     pub async fn load_pool(&self, pool: &PoolId) -> Result<Option<RecordedPool>, StateError> {
         let (own, now, pool) = (Arc::clone(&self.holder), self.now(), pool.clone());
         self.read(move |connection| Ok(load::some(connection, Some(&pool), &own, now)?.pop())).await
+    }
+
+    /// Returns what the files said that a server applied last; `None` before the first time.
+    pub async fn served_config(&self) -> Result<Option<String>, StateError> {
+        self.read(|connection| load::meta(connection, SERVED_CONFIG)).await
+    }
+
+    /// Remembers what the files said that a server applied.
+    pub async fn set_served_config(&self, digest: String) -> Result<(), StateError> {
+        self.writer
+            .run(move |connection| {
+                let sql = "INSERT INTO meta (key, value) VALUES (?1, CAST(?2 AS BLOB))
+                           ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+                connection.prepare_cached(sql)?.execute((SERVED_CONFIG, digest))?;
+                Ok(())
+            })
+            .await
     }
 
     /// Returns the size of the write-ahead log in bytes; 0 when there is none.

@@ -38,12 +38,12 @@ pub struct Watched {
     pub leased: bool,
 }
 
-const WATCHED: &str =
+pub(super) const WATCHED: &str =
     "SELECT id, pool, slot, generation, phase, provider, provider_id, addresses, created_at,
             phase_since, suspect, lease IS NOT NULL
      FROM worker";
 
-fn watched(row: &Row<'_>) -> Result<Watched, JobError> {
+pub(super) fn watched(row: &Row<'_>) -> Result<Watched, JobError> {
     let bad = |error: &dyn std::fmt::Display| StateError::Conflict(error.to_string());
     let pool: PoolId = row.get::<_, String>(1)?.parse().map_err(|e| bad(&e))?;
     let phase: String = row.get(4)?;

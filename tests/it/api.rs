@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use http_body_util::BodyExt as _;
 use pool::clock::{Clock, Entropy};
-use pool::pool::{Keeper, Providers};
+use pool::pool::{Keeper, Mode, Providers};
 use pool::serve::metrics::Metrics;
 use pool::serve::{Served, router};
 use pool::state::Store;
@@ -70,6 +70,7 @@ impl Api {
             reconciler.secrets.clone(),
             clock.clone(),
             watcher,
+            Mode::Heal,
         );
         let served = Served { keeper: keeper.clone(), metrics, clock };
         let router = router(Arc::new(served), &Entropy::system());

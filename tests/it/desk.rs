@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use pool::apply::Observer;
 use pool::clock::Clock;
 use pool::lease::{Ask, Ending, Outcome};
-use pool::pool::{AcquireError, Keeper, Providers, Unwatched};
+use pool::pool::{AcquireError, Keeper, Mode, Providers, Unwatched};
 use pool::state::EventFilter;
 use serde_json::{Value, json};
 
@@ -129,10 +129,10 @@ async fn an_expired_lease_is_reclaimed_after_the_servers_respite() {
     api.advance(Duration::from_secs(30));
     // No lease expires within a minute of the server's start.
     let respite = start + jiff::SignedDuration::from_secs(60);
-    assert_eq!(api.store.expire_leases(respite).await.unwrap(), []);
+    assert_eq!(api.store.expire_leases(respite, Duration::ZERO).await.unwrap(), []);
     assert_eq!(api.get(&format!("/v1/leases/{}", id(&lease))).await.body["ended_at"], Value::Null);
     api.advance(Duration::from_secs(31));
-    let ended = api.store.expire_leases(respite).await.unwrap();
+    let ended = api.store.expire_leases(respite, Duration::ZERO).await.unwrap();
     assert_eq!(ended.len(), 1);
     let told = api.get(&format!("/v1/leases/{}", id(&lease))).await.body;
     assert_eq!(told["ending"], "expired");
@@ -235,6 +235,7 @@ async fn a_state_that_cannot_be_written_grants_nothing() {
         full.secrets.clone(),
         Clock::system(),
         Arc::new(Unwatched),
+        Mode::Heal,
     );
     let ask = Ask::of_pool("ci".parse().unwrap(), "me");
     let refused = keeper.desk().acquire(ask, Duration::ZERO).await.map(drop);

@@ -7,8 +7,10 @@
 //! | `desk`        | who gets a lease when, and what its end does                     |
 //! | `embedded`    | `StaticPoolManager` as a library                                |
 //! | `faults`      | what a run makes of full disks, lies, silence                  |
+//! | `healing`     | what a server does when workers break                            |
 //! | `local`       | real processes, with the real binary                            |
 //! | `reports`     | what users reported                                             |
+//! | `rolling`     | apply and changing files beside a server                         |
 //! | `serve`       | the real server, its clients, and what survives it                |
 //! | `state`       | what is wrong with a state file is said before any call         |
 //! | `schema`      | the published schema, the examples, the README's tables          |
@@ -22,8 +24,10 @@ mod crash;
 mod desk;
 mod embedded;
 mod faults;
+mod healing;
 mod local;
 mod reports;
+mod rolling;
 mod sandbox;
 mod schema;
 mod serve;

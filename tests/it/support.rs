@@ -232,6 +232,7 @@ impl World {
             providers: BTreeMap::from([("sim".to_owned(), SharedProvider::new(provider))]),
             clock: self.clock.clone(),
             parallelism: 100,
+            leased: pool::apply::Leased::Leave,
         }
     }
 

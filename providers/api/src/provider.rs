@@ -61,6 +61,9 @@ pub struct Description {
     pub in_place: Vec<InPlaceField>,
     /// Whether all workers are on one host: two of them cannot listen on the same port.
     pub one_host: bool,
+    /// Whether [`WorkerProvider::ended`] ever returns: workers that end are noticed at once.
+    #[serde(default)]
+    pub tells_ends: bool,
     /// How many workers fit in all, where the provider knows; decides the order of replacements.
     pub capacity: Option<u32>,
 }
@@ -193,4 +196,10 @@ pub trait WorkerProvider: Send + Sync + 'static {
         &self,
         worker: &WorkerRef,
     ) -> impl Future<Output = Result<ProbeOutcome, ProviderError>> + Send;
+
+    /// Waits until a worker has ended by itself, and says why. Where [`Description::tells_ends`] is false
+    /// it waits for ever, and only probes find out. It may be dropped at any moment.
+    fn ended(&self, _worker: &WorkerRef) -> impl Future<Output = String> + Send {
+        std::future::pending()
+    }
 }

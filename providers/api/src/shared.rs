@@ -32,6 +32,10 @@ trait ErasedProvider: Send + Sync + 'static {
     fn update<'a>(&'a self, request: &'a UpdateRequest) -> Answer<'a, ObservedWorker>;
     fn delete<'a>(&'a self, request: &'a DeleteRequest) -> Answer<'a, ()>;
     fn probe<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ProbeOutcome>;
+    fn ended<'a>(
+        &'a self,
+        worker: &'a WorkerRef,
+    ) -> Pin<Box<dyn Future<Output = String> + Send + 'a>>;
 }
 
 impl<T: WorkerProvider> ErasedProvider for T {
@@ -59,6 +63,12 @@ impl<T: WorkerProvider> ErasedProvider for T {
     }
     fn probe<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ProbeOutcome> {
         Box::pin(WorkerProvider::probe(self, worker))
+    }
+    fn ended<'a>(
+        &'a self,
+        worker: &'a WorkerRef,
+    ) -> Pin<Box<dyn Future<Output = String> + Send + 'a>> {
+        Box::pin(WorkerProvider::ended(self, worker))
     }
 }
 
@@ -104,5 +114,8 @@ impl WorkerProvider for SharedProvider {
     }
     async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
         self.0.probe(worker).await
+    }
+    async fn ended(&self, worker: &WorkerRef) -> String {
+        self.0.ended(worker).await
     }
 }

@@ -9,6 +9,7 @@
 //! |------------|-------------------------------------------------------------------|
 //! | [`claim`]  | the files that make an attempt exclusive and remember its process   |
 //! | [`launch`] | the step between us and the worker's program                        |
+//! | `ends`     | telling when a process ends                                         |
 //! | `find`     | which workers run, from claims and from `/proc`                     |
 //! | `proc`     | what `/proc` says of one process                                    |
 //! | `stop`     | SIGTERM, grace, SIGKILL, for a worker and what it started           |
@@ -17,6 +18,7 @@
 //! Linux only. Does not restart what dies: that is the reconciler's decision.
 
 pub mod claim;
+mod ends;
 mod find;
 pub mod launch;
 mod limits;

@@ -16,6 +16,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::claim::{Claim, ClaimFolder};
+use crate::ends::Ends;
 use crate::launch::{LaunchReport, LaunchRequest};
 use crate::stop::Meant;
 use crate::{find, limits, stop};
@@ -58,12 +59,13 @@ impl Settings {
 #[derive(Debug, Clone)]
 pub struct LocalProvider {
     settings: Settings,
+    ends: Ends,
 }
 
 impl LocalProvider {
     /// Builds a provider; touches nothing yet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self { settings, ends: Ends::default() }
     }
 
     fn folder(&self, owner: &DeploymentId) -> ClaimFolder {
@@ -158,6 +160,21 @@ fn launch_request(
     }
 }
 
+/// Waits until the worker's process has ended; `None` when the kernel cannot be asked to tell.
+async fn ended(folder: &ClaimFolder, worker: &WorkerRef, ends: &Ends) -> Option<String> {
+    const WHY: &str = "its process has ended";
+    let claims = folder.read_all(Some(&worker.name)).ok()?;
+    let meant = |claim: &&Claim| {
+        let attempt =
+            worker.provider_id.as_ref().map(|id| find::attempt_of(id, &worker.name, &worker.owner));
+        attempt.is_none_or(|attempt| attempt == Some(claim.attempt))
+    };
+    let claim = claims.iter().find(meant)?;
+    let Some(process) = find::live_process(claim).ok()? else { return Some(WHY.to_owned()) };
+    ends.wait(process).await?;
+    Some(WHY.to_owned())
+}
+
 /// Turns a failure to look into an error: nothing was done.
 fn looking(error: &io::Error) -> ProviderError {
     ProviderError::Transient(format!("looking for local workers: {error}"))
@@ -174,6 +191,7 @@ impl WorkerProvider for LocalProvider {
             slowest_delete: self.settings.stop_grace + KILL_MARGIN,
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: true,
+            tells_ends: true,
             capacity: None,
         }
     }
@@ -268,6 +286,15 @@ impl WorkerProvider for LocalProvider {
         folder.clear(name, |attempt| meant.covers(attempt)).map_err(stopping)?;
         limits::remove(&self.settings.cgroup_root, &name.object_name(owner));
         Ok(())
+    }
+
+    async fn ended(&self, worker: &WorkerRef) -> String {
+        let folder = self.folder(&worker.owner);
+        match ended(&folder, worker, &self.ends).await {
+            Some(why) => why,
+            // It cannot be waited for; it is probed all the same.
+            None => std::future::pending().await,
+        }
     }
 
     async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {

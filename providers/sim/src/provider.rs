@@ -251,6 +251,7 @@ impl WorkerProvider for SimProvider {
             slowest_delete: Duration::from_millis(self.settings.latency_ms),
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: false,
+            tells_ends: false,
             capacity: self.settings.capacity,
         }
     }

@@ -294,7 +294,9 @@ impl Desk {
         }
         match ended.after {
             After::Ready => self.glance(),
-            After::Recycle | After::Retire(_) | After::Quarantine => self.chores.notify_one(),
+            After::Recycle | After::Retire(_) | After::Quarantine | After::Heal => {
+                self.chores.notify_one();
+            }
         }
     }
 

@@ -64,7 +64,7 @@ pub(super) async fn expire(desk: Weak<Desk>) {
             }
             last = Some((Stopwatch::start(), now));
             let from = not_before.unwrap_or(Timestamp::MAX);
-            while let Ok(ended) = open.store.expire_leases(from).await {
+            while let Ok(ended) = open.store.expire_leases(from, Duration::ZERO).await {
                 for ended in &ended {
                     open.settle(ended);
                 }

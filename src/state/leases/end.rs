@@ -129,8 +129,8 @@ fn settle(
     let age = Duration::try_from(now.duration_since(worker.created_at)).unwrap_or_default();
     let after = match &offer {
         _ if worker.phase == Phase::Ready && worker.retired => After::Retire(Retirement::Requested),
-        // A worker that failed meanwhile, or that goes, is healing's: it is not ready whoever gives it back.
-        _ if worker.phase != Phase::Ready || worker.draining => After::Ready,
+        // A worker that failed meanwhile, or that goes, is not ready, whoever gives it back.
+        _ if worker.phase != Phase::Ready || worker.draining => After::Heal,
         None => After::Ready,
         Some(offer) => {
             let outdated = offer.spec_hash.as_ref().is_some_and(|hash| *hash != worker.spec_hash);
@@ -151,7 +151,7 @@ fn settle(
         .execute((open.worker, rank, blames, suspect))?;
     let recycling = offer.and_then(|offer| offer.config.leases.recycle.clone());
     match after {
-        After::Ready => {}
+        After::Ready | After::Heal => {}
         After::Recycle => {
             let limit = recycling.map_or(Duration::ZERO, |recycle| recycle.timeout.get());
             let deadline = now.checked_add(limit * RECYCLE_ATTEMPTS).unwrap_or(Timestamp::MAX);

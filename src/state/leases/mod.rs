@@ -191,9 +191,13 @@ impl Store {
             .await
     }
 
-    /// Ends the leases whose time is over, but none before `not_before`; at most so many at once, to keep
-    /// the transaction short.
-    pub async fn expire_leases(&self, not_before: Timestamp) -> Result<Vec<Ended>, StateError> {
+    /// Ends the leases whose time has been over for `grace`, but none before `not_before`; at most so many
+    /// at once, to keep the transaction short.
+    pub async fn expire_leases(
+        &self,
+        not_before: Timestamp,
+        grace: Duration,
+    ) -> Result<Vec<Ended>, StateError> {
         const AT_ONCE: i64 = 100;
         let (now, offers) = (self.now(), Arc::clone(&self.offers));
         self.writer
@@ -201,12 +205,13 @@ impl Store {
                 if now < not_before {
                     return Ok(Vec::new());
                 }
+                let over = now.checked_sub(grace).unwrap_or(Timestamp::MIN);
                 let mut statement = connection.prepare_cached(
                     "SELECT id, nonce, worker, pool, slot, generation, holder FROM lease
                      WHERE ended_at IS NULL AND expires_at < ?1 ORDER BY expires_at LIMIT ?2",
                 )?;
                 let due: Vec<OpenLease> = statement
-                    .query_map((to_ms(now), AT_ONCE), OpenLease::of)?
+                    .query_map((to_ms(over), AT_ONCE), OpenLease::of)?
                     .collect::<Result<_, _>>()?;
                 due.iter()
                     .map(|open| end::end(connection, &offers, open, Ending::Expired, now))

@@ -54,6 +54,15 @@ CREATE TABLE request_key (
     leases TEXT NOT NULL               -- JSON list of lease.id
 ) STRICT;
 
+-- Replacements that a server made by itself: the pause before the next one grows.
+CREATE TABLE remedy (
+    pool  TEXT NOT NULL,
+    slot  INTEGER NOT NULL,
+    tries INTEGER NOT NULL,            -- since the latest rest
+    at    INTEGER NOT NULL,            -- when the latest one began
+    PRIMARY KEY (pool, slot)
+) STRICT, WITHOUT ROWID;
+
 DROP TRIGGER worker_inserted;
 DROP TRIGGER worker_moved;
 
@@ -71,7 +80,7 @@ CREATE TRIGGER worker_moved AFTER UPDATE OF phase ON worker WHEN OLD.phase <> NE
     WHERE id = NEW.pool;
 END;
 
-CREATE TRIGGER worker_marked AFTER UPDATE OF cordoned, draining ON worker
-WHEN OLD.cordoned <> NEW.cordoned OR OLD.draining <> NEW.draining BEGIN
+CREATE TRIGGER worker_marked AFTER UPDATE OF cordoned, draining, suspect ON worker
+WHEN OLD.cordoned <> NEW.cordoned OR OLD.draining <> NEW.draining OR OLD.suspect <> NEW.suspect BEGIN
     UPDATE pool SET changes = changes + 1 WHERE id = NEW.pool;
 END;

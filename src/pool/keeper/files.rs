@@ -1,0 +1,241 @@
+//! Applies files that change, and says so when the state is not what they say.
+//!
+//! The state holds the applied config. A change of the files is applied, whole or not at all: files that
+//! are wrong, or that a guard refuses, change nothing, and the server goes on with what was applied. When
+//! another process applied something else since, that is not reverted: the pools are kept as the state
+//! says, and the conflict is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::heal::observer;
+use super::{Keeper, Mode};
+use crate::config::LoadedPool;
+use crate::plan::{PlanOptions, Refusal};
+use crate::pool::PoolError;
+use crate::pool::hold::Hold;
+use crate::state::StateError;
+use crate::worker::PoolId;
+
+/// How long files have to be quiet before they are read: editors write in several steps.
+const QUIET: Duration = Duration::from_millis(150);
+/// How often it is looked whether the state still is what the files say.
+const COMPARE: Duration = Duration::from_secs(5);
+/// How soon a pool is tried again that somebody else works on.
+const LOCKED: Duration = Duration::from_millis(200);
+/// How many provider calls may be under way in all pools together.
+const PARALLELISM: usize = 100;
+
+type Loading = Pin<Box<dyn Future<Output = Result<Vec<LoadedPool>, String>> + Send>>;
+
+type Explain = dyn Fn(&[Refusal]) -> String + Send + Sync;
+
+/// The files that a server follows.
+#[derive(Clone)]
+pub struct Files {
+    /// Reads and checks them; says what is wrong, with file and line.
+    pub load: Arc<dyn Fn() -> Loading + Send + Sync>,
+    /// Says why a plan is refused.
+    pub explain: Arc<Explain>,
+    /// Is told when they may have changed.
+    pub changed: Arc<Notify>,
+    /// Is told of each change that was refused.
+    pub refused: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Files")
+    }
+}
+
+/// How the files and the state stand to each other.
+enum Stand {
+    /// The state is what they say.
+    Same,
+    /// They changed since they were applied.
+    Changed,
+    /// They did not, and somebody else applied something else.
+    Conflict(String),
+}
+
+/// Follows the files until the keeper closes.
+pub(super) async fn follow(keeper: Keeper, files: Files) {
+    let mut first = true;
+    let mut last_error = None;
+    loop {
+        let followed = tokio::select! {
+            () = keeper.closed() => return,
+            followed = once(&keeper, &files, first) => followed,
+        };
+        let error = followed.err();
+        if let Some(error) = error.as_ref().filter(|error| last_error.as_ref() != Some(*error)) {
+            tracing::error!(error, "the files are not followed; what was applied stays");
+            (files.refused)();
+        } else if error.is_none() && last_error.is_some() {
+            tracing::info!("the files are followed again");
+        }
+        keeper.set_config_error(error.clone());
+        first &= error.is_some();
+        last_error = error;
+        tokio::select! {
+            () = keeper.closed() => return,
+            changed = timeout(COMPARE, files.changed.notified()) => if changed.is_ok() {
+                sleep(QUIET).await;
+            },
+        }
+    }
+}
+
+/// Reads the files and applies them if they changed.
+async fn once(keeper: &Keeper, files: &Files, first: bool) -> Result<(), String> {
+    let pools = (files.load)().await?;
+    let digest = digest(&pools);
+    let stand = stand(keeper, &pools, &digest).await.map_err(|error| error.to_string())?;
+    match stand {
+        Stand::Conflict(what) => Err(what),
+        Stand::Same if !first => Ok(()),
+        Stand::Changed if keeper.mode() != Mode::Full => {
+            Err("the files changed; this server does not apply them (--reconcile)".to_owned())
+        }
+        Stand::Same if keeper.mode() != Mode::Full => Ok(()),
+        // The server was just started with these files: whatever is missing comes, however much it is.
+        Stand::Same | Stand::Changed => match apply(keeper, &pools, &digest).await {
+            Ok(()) => Ok(()),
+            Err(PoolError::Refused(refusals)) => Err((files.explain)(&refusals)),
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+fn digest(pools: &[LoadedPool]) -> String {
+    let configs: BTreeMap<&PoolId, serde_json::Value> = pools
+        .iter()
+        .map(|pool| (&pool.config.pool_id, serde_json::to_value(&pool.config).unwrap_or_default()))
+        .collect();
+    let text = serde_json::to_vec(&configs).unwrap_or_default();
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn stand(keeper: &Keeper, pools: &[LoadedPool], digest: &str) -> Result<Stand, StateError> {
+    if keeper.store.served_config().await?.as_deref() != Some(digest) {
+        return Ok(Stand::Changed);
+    }
+    let mut differ = Vec::new();
+    let summaries = keeper.store.summaries().await?;
+    let applied = |pool: &PoolId| {
+        let summary = summaries.iter().find(|summary| summary.pool == *pool)?;
+        summary.applied.as_ref()
+    };
+    for pool in pools {
+        match applied(&pool.config.pool_id) {
+            Some((config, ..)) if *config == pool.config => {}
+            Some((_, at, origin)) => {
+                differ
+                    .push(format!("{} was applied from {origin} at {at:.0}", pool.config.pool_id));
+            }
+            None => differ.push(format!("{} was removed", pool.config.pool_id)),
+        }
+    }
+    for summary in summaries.iter().filter(|summary| summary.applied.is_some()) {
+        if !pools.iter().any(|pool| pool.config.pool_id == summary.pool) {
+            differ.push(format!("{} was added", summary.pool));
+        }
+    }
+    if differ.is_empty() {
+        return Ok(Stand::Same);
+    }
+    Ok(Stand::Conflict(format!(
+        "config_conflict: another process applied since: {}; the pools are kept as it said, until \
+         these files change",
+        differ.join(", ")
+    )))
+}
+
+/// Makes everything as the files say.
+async fn apply(keeper: &Keeper, pools: &[LoadedPool], digest: &str) -> Result<(), PoolError> {
+    let mut concerned: BTreeSet<PoolId> = keeper.store.pool_ids().await?;
+    concerned.extend(pools.iter().map(|pool| pool.config.pool_id.clone()));
+    let mut alone = Vec::new();
+    let mut holds = Vec::new();
+    for pool in &concerned {
+        alone.push(keeper.alone(pool).await);
+        holds.push(hold(keeper, pool).await?);
+    }
+    let outcome = under_locks(keeper, pools, &holds).await;
+    for hold in holds {
+        hold.give_back().await?;
+    }
+    if outcome? {
+        keeper.store.set_served_config(digest.to_owned()).await?;
+    }
+    keeper.look_again();
+    Ok(())
+}
+
+/// Waits for whoever works on the pool.
+async fn hold(keeper: &Keeper, pool: &PoolId) -> Result<Hold, StateError> {
+    let mut told = false;
+    loop {
+        match Hold::take(&keeper.store, pool).await {
+            Err(error @ StateError::Locked { .. }) => {
+                if !told {
+                    told = true;
+                    tracing::info!(%error, "waiting to apply the files");
+                }
+                sleep(LOCKED).await;
+            }
+            hold => return hold,
+        }
+    }
+}
+
+/// Returns whether the files' config is recorded.
+async fn under_locks(
+    keeper: &Keeper,
+    pools: &[LoadedPool],
+    holds: &[Hold],
+) -> Result<bool, PoolError> {
+    let reconciler = keeper.reconciler(pools, PARALLELISM).await?;
+    let desired = reconciler.desired(pools);
+    let mut plan = reconciler.plan_settled(&desired, &PlanOptions::default(), true).await?.plan;
+    if !plan.refusals.is_empty() {
+        return Err(PoolError::Refused(plan.refusals));
+    }
+    let locks: BTreeMap<_, _> =
+        holds.iter().map(|hold| (hold.lock().pool.clone(), hold.lock().clone())).collect();
+    plan.pools.retain(|pool| locks.contains_key(&pool.pool));
+    let summary = plan.summary();
+    tracing::info!(
+        add = summary.add,
+        change = summary.change,
+        destroy = summary.destroy,
+        "applying the files"
+    );
+    let outcomes = reconciler.apply(&plan, &locks, observer(keeper)).await?;
+    for (worker, why) in outcomes.iter().flat_map(|outcome| &outcome.failures) {
+        tracing::warn!(%worker, why, "not done yet");
+    }
+    match outcomes.into_iter().find_map(|outcome| outcome.stopped_by) {
+        Some(error) => Err(error.into()),
+        None => Ok(true),
+    }
+}
+
+impl Keeper {
+    fn set_config_error(&self, error: Option<String>) {
+        *self.config_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// Begins to follow files, until [`Keeper::close`].
+    pub fn follow(&self, files: Files) {
+        tokio::spawn(follow(self.clone(), files));
+    }
+}

@@ -1,0 +1,308 @@
+//! The loop that keeps pools as they should be: observe, plan, apply what a server may do by itself.
+//!
+//! A wake-up carries no data: it only says "look again". A restart, a timer, a worker that broke and a
+//! file that changed all lead here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::{Keeper, Looked, Mode};
+use crate::apply::{ApplyEvent, ApplyEventKind, Observer, PoolOutcome};
+use crate::config::LoadedPool;
+use crate::desired::DesiredPool;
+use crate::plan::remedy::{Remedy, remedy};
+use crate::plan::{Plan, PlanOptions, PoolPlan, RecordedPool};
+use crate::pool::hold::Hold;
+use crate::pool::{PoolError, Reconciler};
+use crate::state::{Retention, StateError};
+use crate::worker::{Address, PoolId};
+
+/// How often the pools are looked at although nothing was heard of them: orphans and drift make no noise.
+const LOOK: Duration = Duration::from_secs(30);
+/// How long at least between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How many provider calls may be under way in all pools together.
+const PARALLELISM: usize = 100;
+/// How long things are remembered; keys as long as they are promised.
+const KEEP: Retention = Retention {
+    events: Duration::from_secs(30 * 86_400),
+    leases: Duration::from_secs(7 * 86_400),
+    keys: Duration::from_secs(86_400),
+};
+
+/// Looks after the pools until the keeper closes.
+pub(super) async fn heal(keeper: Keeper) {
+    let chores = keeper.desk.chores();
+    loop {
+        let again = look(&keeper).await;
+        let pause = again.unwrap_or(LOOK).clamp(PAUSE, LOOK);
+        tokio::select! {
+            () = keeper.closed() => return,
+            _ = timeout(pause, chores.notified()) => {}
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Looks once; returns when to look again at the latest, when something waits for that.
+async fn look(keeper: &Keeper) -> Option<Duration> {
+    if let Err(error) = super::recycle::begin(keeper).await {
+        tracing::warn!(%error, "workers are not cleaned");
+    }
+    while let Ok(true) = keeper.store.forget_old(KEEP).await {}
+    if keeper.mode() == Mode::Off {
+        return observe_only(keeper).await;
+    }
+    match plan(keeper).await {
+        Err(error) => {
+            tracing::warn!(%error, "the pools cannot be looked at");
+            keeper.note_all(&error.to_string()).await;
+            Some(LOOK / 6)
+        }
+        Ok(plan) => {
+            let mut repairs = Vec::new();
+            for pool in &plan.pools {
+                if pool.is_empty() {
+                    keeper.note(&pool.pool, None);
+                    keeper.set_stopped(&pool.pool, None).await;
+                } else {
+                    repairs.push(repair(keeper, pool));
+                }
+            }
+            let again = futures_util::future::join_all(repairs).await;
+            again.into_iter().flatten().min()
+        }
+    }
+}
+
+/// Nothing is repaired, but what is there is known.
+async fn observe_only(keeper: &Keeper) -> Option<Duration> {
+    match plan(keeper).await {
+        Err(error) => keeper.note_all(&error.to_string()).await,
+        Ok(plan) => plan.pools.iter().for_each(|pool| keeper.note(&pool.pool, None)),
+    }
+    None
+}
+
+/// Plans for all pools as they were last applied.
+async fn plan(keeper: &Keeper) -> Result<Plan, PoolError> {
+    let recorded = keeper.store.load().await?;
+    let (reconciler, desired) = reconciler(keeper, &recorded).await?;
+    let targets: Vec<Address> =
+        desired.iter().map(|pool| Address { pool: pool.id.clone(), slot: None }).collect();
+    if targets.is_empty() {
+        let options = PlanOptions { allow_empty: true, ..PlanOptions::default() };
+        let mut planned = reconciler.plan(&[], &options, false).await?;
+        planned.plan.pools.clear();
+        return Ok(planned.plan);
+    }
+    let options = PlanOptions { targets, ..PlanOptions::default() };
+    Ok(reconciler.plan(&desired, &options, true).await?.plan)
+}
+
+/// What was applied is what is desired.
+async fn reconciler(
+    keeper: &Keeper,
+    recorded: &[RecordedPool],
+) -> Result<(Reconciler, Vec<DesiredPool>), PoolError> {
+    let pools: Vec<LoadedPool> = recorded
+        .iter()
+        .filter_map(|pool| pool.applied.as_ref())
+        .map(|applied| LoadedPool {
+            config: applied.config.clone(),
+            place: applied.origin.clone(),
+            origins: BTreeMap::new(),
+        })
+        .collect();
+    let reconciler = keeper.reconciler(&pools, PARALLELISM).await?;
+    let desired = reconciler.desired(&pools);
+    Ok((reconciler, desired))
+}
+
+/// Repairs one pool as far as that may be done now; returns how long until more may be.
+async fn repair(keeper: &Keeper, found: &PoolPlan) -> Option<Duration> {
+    let pool = &found.pool;
+    match try_repair(keeper, found).await {
+        Ok(again) => again,
+        // Whoever has the lock repairs it, too.
+        Err(PoolError::State(error @ StateError::Locked { .. })) => {
+            keeper.note(pool, Some(error.to_string()));
+            Some(Duration::from_secs(1))
+        }
+        Err(error) => {
+            tracing::warn!(%error, %pool, "a pool was not repaired");
+            keeper.note(pool, Some(error.to_string()));
+            Some(LOOK / 6)
+        }
+    }
+}
+
+async fn try_repair(keeper: &Keeper, found: &PoolPlan) -> Result<Option<Duration>, PoolError> {
+    let pool = &found.pool;
+    // What may not be done now needs neither lock nor second look.
+    let first = narrow(keeper, found).await?;
+    if first.plan.is_empty() {
+        return finish(keeper, &first, &[]).await;
+    }
+    let _alone = keeper.alone(pool).await;
+    let hold = Hold::take(&keeper.store, pool).await?;
+    let outcome = under_lock(keeper, pool, &hold).await;
+    hold.give_back().await?;
+    let (remedy, outcomes) = outcome?;
+    finish(keeper, &remedy, &outcomes).await
+}
+
+/// Plans again, now that nobody else works on the pool, and does what may be done.
+async fn under_lock(
+    keeper: &Keeper,
+    pool: &PoolId,
+    hold: &Hold,
+) -> Result<(Remedy, Vec<PoolOutcome>), PoolError> {
+    let Some(now) = keeper.store.load_pool(pool).await? else {
+        return Err(StateError::Conflict(format!("pool {pool} is gone")).into());
+    };
+    let (reconciler, desired) = reconciler(keeper, std::slice::from_ref(&now)).await?;
+    let target = Address { pool: pool.clone(), slot: None };
+    let options = PlanOptions { targets: vec![target], ..PlanOptions::default() };
+    let planned = reconciler.plan(&desired, &options, true).await?;
+    let Some(own) = planned.plan.pools.iter().find(|plan| plan.pool == *pool) else {
+        return Err(StateError::Conflict(format!("pool {pool} is gone")).into());
+    };
+    let remedy = narrow(keeper, own).await?;
+    if !planned.plan.refusals.is_empty() {
+        return Err(PoolError::Refused(planned.plan.refusals));
+    }
+    if remedy.plan.is_empty() {
+        return Ok((remedy, Vec::new()));
+    }
+    keeper.store.record_tries(hold.lock(), remedy.begun.clone()).await?;
+    let narrowed = Plan { pools: vec![remedy.plan.clone()], ..planned.plan };
+    let locks = BTreeMap::from([(pool.clone(), hold.lock().clone())]);
+    let outcomes = reconciler.apply(&narrowed, &locks, observer(keeper)).await?;
+    Ok((remedy, outcomes))
+}
+
+async fn narrow(keeper: &Keeper, plan: &PoolPlan) -> Result<Remedy, PoolError> {
+    let tried = keeper.store.tried(&plan.pool).await?;
+    let config = plan.config.clone().map(|config| (config.remediation, config.fixed_size));
+    let (remediation, size) = config.unwrap_or_default();
+    Ok(remedy(plan, &remediation, size, &tried, keeper.clock.now()))
+}
+
+/// Says how it went, and when to look again.
+async fn finish(
+    keeper: &Keeper,
+    remedy: &Remedy,
+    outcomes: &[PoolOutcome],
+) -> Result<Option<Duration>, PoolError> {
+    let pool = &remedy.plan.pool;
+    keeper.set_stopped(pool, remedy.stopped).await;
+    let failures: Vec<String> = outcomes
+        .iter()
+        .flat_map(|outcome| &outcome.failures)
+        .map(|(worker, why)| format!("{worker}: {why}"))
+        .chain(
+            outcomes
+                .iter()
+                .filter_map(|outcome| outcome.stopped_by.as_ref())
+                .map(ToString::to_string),
+        )
+        .collect();
+    let stopped = remedy.stopped.map(|(broken, limit)| {
+        format!("{broken} workers are broken, more than max_unhealthy ({limit}): none is replaced")
+    });
+    let error = failures.first().cloned().or(stopped);
+    if let Some(error) = &error {
+        tracing::warn!(%pool, error, "a pool is not as it should be");
+    }
+    keeper.note(pool, error);
+    keeper.desk.glance();
+    let now = keeper.clock.now();
+    let until =
+        remedy.again_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    // What was done may have made room for more.
+    let more = (!outcomes.is_empty() && failures.is_empty()).then_some(PAUSE);
+    Ok([until, more].into_iter().flatten().min())
+}
+
+/// Tells whoever measures what happens.
+pub(super) fn observer(keeper: &Keeper) -> Observer {
+    let (watcher, desk) = (Arc::clone(&keeper.watcher), Arc::clone(&keeper.desk));
+    Arc::new(move |event: ApplyEvent| {
+        use crate::plan::Action;
+        let brings = !matches!(event.action, Action::Delete | Action::Update);
+        match &event.kind {
+            ApplyEventKind::Started | ApplyEventKind::Retrying { .. } if brings => {
+                watcher.provisioning(&event.pool, None);
+            }
+            ApplyEventKind::Completed { .. } if brings => {
+                watcher.provisioning(&event.pool, Some(true));
+                watcher.replaced(&event.pool, &event.reason.name());
+                desk.glance();
+            }
+            ApplyEventKind::Failed { .. } if brings => {
+                watcher.provisioning(&event.pool, Some(false));
+            }
+            _ => {}
+        }
+        let worker = event.worker.to_string();
+        match &event.kind {
+            ApplyEventKind::Failed { why, .. } => {
+                tracing::warn!(worker, reason = event.reason.name(), why, "a step failed");
+            }
+            ApplyEventKind::Completed { .. } => {
+                tracing::info!(worker, reason = event.reason.name(), "a step is done");
+            }
+            ApplyEventKind::Started
+            | ApplyEventKind::Retrying { .. }
+            | ApplyEventKind::Draining { .. } => {}
+        }
+    })
+}
+
+impl Keeper {
+    pub(super) fn note(&self, pool: &PoolId, error: Option<String>) {
+        let looked = Looked { at: self.clock.now(), error };
+        let mut all = self.looked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.insert(pool.clone(), looked);
+    }
+
+    /// A look at all pools failed; those that were looked at before keep that, with the error.
+    async fn note_all(&self, error: &str) {
+        let Ok(pools) = self.store.pool_ids().await else { return };
+        let mut all = self.looked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for pool in pools {
+            if let Some(looked) = all.get_mut(&pool) {
+                looked.error = Some(error.to_owned());
+            }
+        }
+    }
+
+    /// Says once that replacing stopped, and once that it goes on.
+    async fn set_stopped(&self, pool: &PoolId, stopped: Option<(u32, u32)>) {
+        let changed = {
+            let mut all = self.stopped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match stopped {
+                Some(_) => all.insert(pool.clone()),
+                None => all.remove(pool),
+            }
+        };
+        if !changed {
+            return;
+        }
+        self.watcher.remediation(pool, stopped.is_some());
+        let (kind, why) = match stopped {
+            Some((broken, limit)) => (
+                "remediation_stopped",
+                format!("{broken} workers are broken, more than max_unhealthy ({limit})"),
+            ),
+            None => ("remediation_resumed", String::new()),
+        };
+        tracing::warn!(%pool, kind, why);
+        // The metric and the log say it as well.
+        let _not_told = self.store.tell(pool, kind, &why).await.is_err();
+    }
+}

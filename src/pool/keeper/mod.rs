@@ -1,0 +1,214 @@
+//! Looks after all pools of a state: one of it runs in `pool serve`.
+//!
+//! | module    | does                                                  |
+//! |-----------|-------------------------------------------------------|
+//! | `watch`   | probes workers, and hears of those that end              |
+//! | `files`   | applies files that change                                |
+//! | `heal`    | looks at the pools and repairs what it may               |
+//! | `recycle` | cleans workers between leases                            |
+
+mod files;
+mod heal;
+mod recycle;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use pool_provider::SharedProvider;
+use tokio::sync::{OwnedMutexGuard, watch as signal};
+
+pub use self::files::Files;
+use super::desk::Desk;
+use super::providers::Providers;
+use super::vitals::Prober;
+use super::{PoolError, Reconciler, Secrets, StaticPoolManager, Watcher};
+use crate::apply::Leased;
+use crate::clock::Clock;
+use crate::config::LoadedPool;
+use crate::state::Store;
+use crate::worker::PoolId;
+
+/// How the latest look at a pool went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Looked {
+    /// When it ended.
+    pub at: Timestamp,
+    /// What went wrong, if something did.
+    pub error: Option<String>,
+}
+
+/// What a keeper does by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It heals, and applies files that change.
+    Full,
+    /// It heals.
+    Heal,
+    /// It probes, and changes nothing.
+    Off,
+}
+
+/// Everything that looks after pools; clones share it.
+#[derive(Clone)]
+pub struct Keeper {
+    store: Store,
+    providers: Providers,
+    secrets: Secrets,
+    clock: Clock,
+    desk: Arc<Desk>,
+    watcher: Arc<dyn Watcher>,
+    mode: Mode,
+    looked: Arc<Mutex<BTreeMap<PoolId, Looked>>>,
+    /// Pools in which too much is broken for anything to be replaced.
+    stopped: Arc<Mutex<BTreeSet<PoolId>>>,
+    /// Pools of which every worker was probed once.
+    probed: Arc<Mutex<BTreeSet<PoolId>>>,
+    /// Pools that something in this process works on: a lock keeps out others, not ourselves.
+    busy: Arc<Mutex<BTreeMap<PoolId, Arc<tokio::sync::Mutex<()>>>>>,
+    config_error: Arc<Mutex<Option<String>>>,
+    closing: Arc<signal::Sender<bool>>,
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keeper")
+    }
+}
+
+impl Keeper {
+    /// Opens the desk of a state; nothing is looked after before [`Keeper::begin`].
+    pub fn open(
+        store: Store,
+        providers: Providers,
+        secrets: Secrets,
+        clock: Clock,
+        watcher: Arc<dyn Watcher>,
+        mode: Mode,
+    ) -> Self {
+        let prober = Prober::new(store.clone(), providers.clone(), clock.clone());
+        let seen = Arc::clone(&watcher);
+        let desk = Desk::open_watched(store.clone(), clock.clone(), prober, seen);
+        Self {
+            store,
+            providers,
+            secrets,
+            clock,
+            desk,
+            watcher,
+            mode,
+            looked: Arc::default(),
+            stopped: Arc::default(),
+            probed: Arc::default(),
+            busy: Arc::default(),
+            config_error: Arc::default(),
+            closing: Arc::new(signal::Sender::new(false)),
+        }
+    }
+
+    /// Begins to probe, clean and heal, until [`Keeper::close`].
+    pub fn begin(&self) {
+        tokio::spawn(watch::watch(self.clone()));
+        tokio::spawn(heal::heal(self.clone()));
+    }
+
+    /// Returns the state.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Returns where leases are asked for.
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+
+    /// Returns what it does by itself.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Returns how the latest look at each pool went.
+    pub fn looked(&self) -> BTreeMap<PoolId, Looked> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns whether every worker of the pool was probed since this began.
+    pub fn is_probed(&self, pool: &PoolId) -> bool {
+        self.probed.lock().unwrap_or_else(PoisonError::into_inner).contains(pool)
+    }
+
+    fn set_probed(&self, pools: BTreeSet<PoolId>) {
+        self.probed.lock().unwrap_or_else(PoisonError::into_inner).extend(pools);
+    }
+
+    /// Returns why the server does not do as its files say, if it does not.
+    pub fn config_error(&self) -> Option<String> {
+        self.config_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has the pools looked at soon: something was decided.
+    pub fn look_again(&self) {
+        self.desk.chores().notify_one();
+    }
+
+    /// Answers everybody who waits, and ends whatever goes on here.
+    pub fn close(&self) {
+        self.closing.send_replace(true);
+        self.desk.close();
+    }
+
+    /// Returns once everything ends.
+    pub async fn closed(&self) {
+        // The sender is this very keeper's: it is there for as long as anybody asks.
+        let _closed = self.closing.subscribe().wait_for(|closing| *closing).await.is_ok();
+    }
+
+    /// Waits until nothing else in this process works on the pool.
+    async fn alone(&self, pool: &PoolId) -> OwnedMutexGuard<()> {
+        let own = {
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(busy.entry(pool.clone()).or_default())
+        };
+        own.lock_owned().await
+    }
+
+    /// Puts together what a run over these pools needs.
+    async fn reconciler(
+        &self,
+        pools: &[LoadedPool],
+        parallelism: usize,
+    ) -> Result<Reconciler, PoolError> {
+        let mut names = self.store.provider_names().await?;
+        names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
+        let providers = names.into_iter().map(|name| {
+            let provider = self.providers.get(&name)?;
+            Ok((name, provider))
+        });
+        Ok(Reconciler {
+            store: self.store.clone(),
+            providers: providers.collect::<Result<_, PoolError>>()?,
+            secrets: self.secrets.clone(),
+            clock: self.clock.clone(),
+            parallelism,
+            // What is leased is looked at again when the lease ends.
+            leased: Leased::Leave,
+        })
+    }
+
+    /// Returns a pool as it is applied; `None` when nothing is applied to it.
+    ///
+    /// # Errors
+    /// When the state cannot be read, or its provider is not there.
+    pub async fn pool(
+        &self,
+        id: &PoolId,
+    ) -> Result<Option<StaticPoolManager<SharedProvider>>, PoolError> {
+        let Some(config) = self.store.applied_config(id).await? else { return Ok(None) };
+        let provider = self.providers.get(config.provider_name())?;
+        let (store, secrets, clock) =
+            (self.store.clone(), self.secrets.clone(), self.clock.clone());
+        let manager = StaticPoolManager::new(config, provider, store, secrets, clock);
+        Ok(Some(manager.with_desk(Arc::clone(&self.desk))))
+    }
+}

@@ -1,0 +1,90 @@
+//! Cleans workers between two leases: three attempts at most, then another worker takes the place.
+
+use std::process::Stdio;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::Keeper;
+use crate::config::RecycleConfig;
+use crate::probe::Probed;
+use crate::state::leases::RECYCLE_ATTEMPTS;
+use crate::state::{StateError, Watched};
+
+/// Begins to clean every worker that is to be cleaned and is not being cleaned yet.
+pub(super) async fn begin(keeper: &Keeper) -> Result<(), StateError> {
+    for (worker, recycle) in keeper.store.recycling().await? {
+        if !keeper.desk.prober().begin(worker.row) {
+            continue;
+        }
+        let keeper = keeper.clone();
+        tokio::spawn(async move {
+            let row = worker.row;
+            if let Err(error) = clean(&keeper, &worker, recycle.as_ref()).await {
+                tracing::warn!(%error, worker = %worker.name, "what cleaning came to was not recorded");
+            }
+            keeper.desk.prober().finish(row);
+        });
+    }
+    Ok(())
+}
+
+async fn clean(
+    keeper: &Keeper,
+    worker: &Watched,
+    recycle: Option<&RecycleConfig>,
+) -> Result<(), StateError> {
+    let mut last = "the pool does not say how".to_owned();
+    for attempt in 1..=RECYCLE_ATTEMPTS {
+        let Some(recycle) = recycle else { break };
+        let outcome = match run(recycle, worker).await {
+            Ok(()) => verify(keeper, worker).await,
+            Err(why) => Err(why),
+        };
+        match outcome {
+            Ok(()) => {
+                keeper.store.record_recycled(worker.row).await?;
+                keeper.desk.glance();
+                return Ok(());
+            }
+            Err(why) => {
+                tracing::warn!(worker = %worker.name, attempt, why, "a worker was not cleaned");
+                last = why;
+            }
+        }
+    }
+    keeper.store.record_not_recycled(worker.row, last).await?;
+    keeper.look_again();
+    Ok(())
+}
+
+async fn run(recycle: &RecycleConfig, worker: &Watched) -> Result<(), String> {
+    let (program, arguments) = recycle.command.split_first().ok_or("there is no command")?;
+    let status = Command::new(program)
+        .args(arguments)
+        .env("POOL_WORKER", worker.name.to_string())
+        .env("POOL_SLOT", worker.name.slot.to_string())
+        .env("POOL_ADDRESS", worker.addresses.first().map_or("", String::as_str))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    match timeout(recycle.timeout.get(), status).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(format!("{program} ended with {status}")),
+        Ok(Err(error)) => Err(format!("running {program}: {error}")),
+        Err(_) => Err(format!("{program} took longer than {}", recycle.timeout)),
+    }
+}
+
+/// A clean worker is well, too.
+async fn verify(keeper: &Keeper, worker: &Watched) -> Result<(), String> {
+    let check = keeper.store.health_check(&worker.name.pool).await;
+    let check = check.map_err(|error| error.to_string())?.unwrap_or_default();
+    match keeper.desk.prober().probe(worker, &check).await {
+        Ok(Probed::Passed) => Ok(()),
+        Ok(Probed::Failed(why) | Probed::Gone(why)) => Err(why),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,75 @@
+//! Workers that are to go while jobs have them: they get no new lease, and go when the lease has ended.
+//!
+//! A drained worker is marked, so that a run that keeps it after all can tell it from one that a person
+//! cordoned.
+
+use std::collections::BTreeSet;
+
+use super::Store;
+use super::change::Change;
+use super::error::StateError;
+use super::lifecycle::WorkerKey;
+use super::load;
+use super::lock::PoolLock;
+use super::writer::JobError;
+use crate::plan::RecordedLease;
+use crate::worker::{Generation, Slot};
+
+impl Store {
+    /// Keeps new leases from workers that are to go while jobs have them.
+    pub async fn drain(&self, lock: &PoolLock, keys: Vec<WorkerKey>) -> Result<(), StateError> {
+        self.change(lock, move |change| keys.iter().try_for_each(|key| change.drain(*key))).await
+    }
+
+    /// Lets workers be leased again that an earlier run meant to delete and that stay after all.
+    pub async fn stop_draining(
+        &self,
+        lock: &PoolLock,
+        stays: BTreeSet<WorkerKey>,
+    ) -> Result<(), StateError> {
+        self.change(lock, move |change| change.stop_draining(&stays)).await
+    }
+
+    /// Returns who has a worker; `None` when nobody has.
+    pub async fn lease_of(
+        &self,
+        lock: &PoolLock,
+        key: WorkerKey,
+    ) -> Result<Option<RecordedLease>, StateError> {
+        let pool = lock.pool.clone();
+        self.read(move |connection| load::lease_of(connection, &pool, key)).await
+    }
+}
+
+impl Change<'_> {
+    fn drain(&self, key: WorkerKey) -> Result<(), JobError> {
+        let changed = self.execute(
+            "UPDATE worker SET cordoned = 1, draining = 2
+             WHERE pool = ?1 AND slot = ?2 AND generation = ?3 AND draining = 0
+               AND lease IS NOT NULL",
+            (self.pool(), key.slot.0, key.generation.0),
+        )?;
+        if changed > 0 {
+            self.event(Some(key), "drain", "it is to go, and a job has it", (None, None))?;
+        }
+        Ok(())
+    }
+
+    fn stop_draining(&self, stays: &BTreeSet<WorkerKey>) -> Result<(), JobError> {
+        let sql = "SELECT slot, generation FROM worker
+                   WHERE pool = ?1 AND draining = 2 AND phase <> 'deleted'";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let draining = statement.query_map([self.pool()], |row| {
+            Ok(WorkerKey { slot: Slot(row.get(0)?), generation: Generation(row.get(1)?) })
+        })?;
+        for key in draining.collect::<Result<Vec<_>, _>>()? {
+            if stays.contains(&key) {
+                let sql = "UPDATE worker SET cordoned = 0, draining = 0
+                           WHERE pool = ?1 AND slot = ?2 AND generation = ?3";
+                self.execute(sql, (self.pool(), key.slot.0, key.generation.0))?;
+                self.event(Some(key), "uncordon", "it stays after all", (None, None))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,284 @@
+//! A server and `pool apply` beside it, and files that change under a server: jobs keep their workers.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::sandbox::{Sandbox, wait_until};
+use crate::serve::{POOL, Server};
+
+fn workers(server: &Server) -> Vec<Value> {
+    server.get("/v1/workers")["workers"].as_array().unwrap().clone()
+}
+
+fn ready(server: &Server) -> Vec<String> {
+    let all = workers(server);
+    let ready = all.iter().filter(|worker| worker["phase"] == "ready");
+    ready.map(|worker| worker["name"].as_str().unwrap().to_owned()).collect()
+}
+
+fn is_running(lease: &Value) -> bool {
+    let pid = lease["worker"]["attributes"]["pid"].as_str().unwrap();
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn release(server: &Server, lease: &Value) {
+    let path = format!("/v1/leases/{}", lease["id"].as_str().unwrap());
+    assert_eq!(server.call("DELETE", &path, &Value::Null).0, 204);
+}
+
+const NEW: &str = "infinity, '0']";
+
+fn changed(yaml: &str) -> String {
+    yaml.replace("infinity]", NEW)
+}
+
+#[test]
+fn a_new_image_is_rolled_out_around_a_job_and_no_leased_worker_dies() {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", POOL);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let lease = server.acquire("web");
+    sandbox.write("web.yaml", &changed(POOL));
+    let plan = sandbox.pool(&["plan", "web.yaml"]).exits(0).stdout;
+    assert!(
+        plan.contains("when the lease of web-0-1 has ended; waits for that at most 1h"),
+        "{plan}"
+    );
+    let mut apply = sandbox
+        .command(&["apply", "web.yaml", "--auto-approve"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Those that nobody has are replaced first; the leased one waits, and is given to nobody else.
+    wait_until("the others are new", || {
+        let all = ready(&server);
+        all.contains(&"web-1-2".into()) && all.contains(&"web-2-2".into())
+    });
+    let mut said = String::new();
+    BufReader::new(apply.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("waiting for me, whose lease lasts until"), "{said}");
+    wait_until("it is drained", || workers(&server)[0]["draining"] == true);
+    assert!(is_running(&lease));
+    assert!(apply.try_wait().unwrap().is_none(), "the run waits for the job");
+    let other = server.acquire("web");
+    assert_eq!(other["generation"], 2, "new jobs get new workers: {other}");
+    release(&server, &lease);
+    assert_eq!(apply.wait().unwrap().code(), Some(0));
+    assert!(ready(&server).contains(&"web-0-2".into()), "{:?}", ready(&server));
+    assert!(is_running(&other), "a job that came meanwhile keeps its new worker");
+    sandbox.pool(&["plan", "web.yaml", "--detailed-exitcode"]).exits(0);
+}
+
+#[test]
+fn a_run_that_waited_long_enough_says_who_has_what_and_the_server_goes_on() {
+    let sandbox = Sandbox::new();
+    let short = format!("{POOL}update: {{drain_timeout: 200ms}}\n");
+    sandbox.write("web.yaml", &short);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let (first, second) = (server.acquire("web"), server.acquire("web"));
+    sandbox.write("web.yaml", &changed(&short));
+    let ran = sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(5);
+    for name in ["web-0-1", "web-1-1"] {
+        assert!(
+            ran.stderr.contains(&format!("worker {name} is leased to me until")),
+            "{}",
+            ran.stderr
+        );
+    }
+    assert!(is_running(&first) && is_running(&second));
+    let drained = |name: &str| {
+        let all = workers(&server);
+        let worker = all.iter().find(|worker| worker["name"] == name).unwrap();
+        worker["cordoned"] == true && worker["draining"] == true
+    };
+    assert!(drained("web-0-1") && drained("web-1-1"), "{:?}", workers(&server));
+    // The pool is to be what was applied: the server replaces each when its job is done.
+    release(&server, &first);
+    wait_until("slot 0 is new", || ready(&server).contains(&"web-0-2".into()));
+    assert!(is_running(&second));
+    // Gone back to what the second one is: it stays, and can be leased again.
+    sandbox.write("web.yaml", &short);
+    let plan = sandbox.pool(&["plan", "web.yaml"]).exits(0).stdout;
+    assert!(!plan.contains("web[1]"), "{plan}");
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    release(&server, &second);
+    let again = workers(&server);
+    let kept = again.iter().find(|worker| worker["name"] == "web-1-1").unwrap();
+    assert_eq!((&kept["cordoned"], &kept["phase"]), (&json!(false), &json!("ready")));
+}
+
+#[test]
+fn scaling_in_spares_leased_workers_and_without_a_server_old_leases_end() {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", POOL);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    // The highest slot would go first, but for its job.
+    for name in ["web-0-1", "web-1-1"] {
+        server.call("POST", &format!("/v1/workers/{name}/cordon"), &Value::Null);
+    }
+    let lease = server.acquire("web");
+    assert_eq!(lease["slot"], 2);
+    sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 1"));
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    assert_eq!(ready(&server), ["web-2-1"]);
+    assert!(is_running(&lease));
+    server.kill();
+    // Nobody can renew it; a minute after its end nobody has it any more.
+    let database = rusqlite::Connection::open(sandbox.path().join(".pool/state.db")).unwrap();
+    database.execute("UPDATE lease SET expires_at = expires_at - 600000 - 59000", []).unwrap();
+    sandbox.write(
+        "web.yaml",
+        &format!(
+            "{}update: {{drain_timeout: 100ms}}\n",
+            POOL.replace("fixed_size: 3", "fixed_size: 0")
+        ),
+    );
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(5);
+    database.execute("UPDATE lease SET expires_at = expires_at - 60000", []).unwrap();
+    let ran = sandbox.pool(&["apply", "web.yaml", "--auto-approve"]);
+    let ran = if ran.code == Some(0) {
+        ran
+    } else {
+        sandbox.pool(&["apply", "web.yaml", "--auto-approve"])
+    };
+    ran.exits(0);
+    assert_eq!(sandbox.workers(), Vec::<i32>::new());
+}
+
+#[test]
+fn files_that_change_are_applied_and_a_lease_lives_through_it() {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", POOL);
+    let server = Server::start(&sandbox, &["web.yaml"]);
+    wait_until("the files were applied", || ready(&server).len() == 3);
+    let lease = server.acquire("web");
+    sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 5"));
+    wait_until("the pool grew", || ready(&server).len() == 5);
+    assert_eq!(server.get(&format!("/v1/leases/{}", lease["id"].as_str().unwrap())), lease);
+    // A file that is wrong changes nothing, and everybody who looks is told where.
+    sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: many"));
+    let error = || server.get("/v1/pools/web")["config_error"].clone();
+    wait_until("it is refused", || error().as_str().is_some_and(|e| e.contains("web.yaml:4:13")));
+    let verbose = server.get("/readyz?verbose");
+    assert!(verbose["config_error"].as_str().unwrap().contains("web.yaml:4:13"), "{verbose}");
+    let metrics = server.get("/metrics").as_str().unwrap().to_owned();
+    assert!(metrics.contains("pool_config_reload_failures_total 1"), "{metrics}");
+    assert!(sandbox.read("serve.log").contains("web.yaml:4:13"));
+    assert_eq!(server.get("/v1/pools/web")["fixed_size"], 5);
+    assert_eq!(server.acquire("web")["slot"], 1, "service goes on");
+    // Smaller again; the leased one stays whatever its slot is.
+    sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 2"));
+    wait_until("the pool shrank", || ready(&server).len() == 2 && error() == Value::Null);
+    assert!(is_running(&lease));
+}
+
+#[test]
+fn a_folder_is_followed_pools_come_and_go_and_guards_hold() {
+    let mut sandbox = Sandbox::new();
+    sandbox.set("POOL__WEB__FIXED_SIZE", "1");
+    sandbox.write("pools/web.yaml", POOL);
+    let other = POOL.replace("pool_id: web", "pool_id: api");
+    let server = Server::start(&sandbox, &["pools"]);
+    wait_until("the override holds", || ready(&server) == ["web-0-1"]);
+    sandbox.write("pools/api.yaml", &format!("{other}protect: true\n"));
+    wait_until("a pool came", || ready(&server).len() == 4);
+    // A protected pool is not removed because its file is.
+    let gone = sandbox.path().join("pools/api.yaml");
+    std::fs::remove_file(&gone).unwrap();
+    let error = || server.get("/readyz?verbose")["config_error"].clone();
+    wait_until("it is refused", || error().as_str().is_some_and(|e| e.contains("protect")));
+    assert_eq!(ready(&server).len(), 4);
+    sandbox.write("pools/api.yaml", &other);
+    wait_until("the protection is off", || {
+        server.get("/v1/pools/api")["config"]["protect"] == false && error() == Value::Null
+    });
+    std::fs::remove_file(gone).unwrap();
+    let status = || server.call("GET", "/v1/pools/api", &Value::Null).0;
+    wait_until("the pool went", || ready(&server) == ["web-0-1"] && status() == 404);
+    // A move into the folder is seen as well, and SIGHUP has everything read.
+    sandbox.write("new.tmp", &other);
+    std::fs::rename(sandbox.path().join("new.tmp"), sandbox.path().join("pools/api.yaml")).unwrap();
+    server.signal("-HUP");
+    wait_until("it is there", || ready(&server).len() == 4);
+}
+
+#[test]
+fn what_a_pipeline_applied_is_not_reverted() {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", POOL);
+    let server = Server::start(&sandbox, &["web.yaml"]);
+    wait_until("the files were applied", || ready(&server).len() == 3);
+    sandbox.write("pipeline.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 4"));
+    wait_until("the pipeline got the pool", || {
+        sandbox.pool(&["apply", "pipeline.yaml", "--auto-approve"]).code == Some(0)
+    });
+    let error = |server: &Server| server.get("/readyz?verbose")["config_error"].clone();
+    wait_until("it is told", || {
+        error(&server)
+            .as_str()
+            .is_some_and(|e| e.contains("config_conflict") && e.contains("pipeline.yaml"))
+    });
+    assert_eq!(ready(&server).len(), 4);
+    // Neither by a restart.
+    server.kill();
+    let server = Server::start(&sandbox, &["web.yaml"]);
+    wait_until("it is told again", || {
+        error(&server).as_str().is_some_and(|e| e.contains("config_conflict"))
+    });
+    assert_eq!(ready(&server).len(), 4);
+    // A change of the file is somebody's will.
+    sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 2"));
+    wait_until("it is applied", || ready(&server).len() == 2 && error(&server) == Value::Null);
+}
+
+#[test]
+fn a_process_that_ends_is_replaced_though_nobody_probes_it_for_an_hour() {
+    let sandbox = Sandbox::new();
+    let rarely = format!("{POOL}health_check: {{interval: 1h, freshness: 2h}}\n");
+    sandbox.write("web.yaml", &rarely);
+    let server = Server::start(&sandbox, &["web.yaml"]);
+    wait_until("the files were applied", || ready(&server).len() == 3);
+    let lease = server.acquire("web");
+    let kill = |name: &str| {
+        let all = workers(&server);
+        let worker = all.iter().find(|worker| worker["name"] == name).unwrap().clone();
+        let pid = worker["attributes"]["pid"].as_str().unwrap().to_owned();
+        assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    };
+    kill("web-1-1");
+    wait_until("it is replaced", || ready(&server).contains(&"web-1-2".into()));
+    assert!(is_running(&lease));
+    // A leased worker that ends is told on its lease.
+    kill("web-0-1");
+    let path = format!("/v1/leases/{}", lease["id"].as_str().unwrap());
+    wait_until("the lease tells", || server.get(&path)["trouble"].is_string());
+    assert_eq!(server.get(&path)["ended_at"], Value::Null);
+    release(&server, &lease);
+    wait_until("it is replaced after all", || ready(&server).contains(&"web-0-2".into()));
+}
+
+#[test]
+fn a_server_that_reconciles_nothing_changes_nothing() {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", POOL);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &["web.yaml", "--reconcile", "off"]);
+    let pid = workers(&server)[1]["attributes"]["pid"].as_str().unwrap().to_owned();
+    assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    wait_until("it is seen", || workers(&server)[1]["phase"] == "lost");
+    sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 9"));
+    let error = || server.get("/readyz?verbose")["config_error"].clone();
+    wait_until("the change is told", || {
+        error().as_str().is_some_and(|e| e.contains("--reconcile"))
+    });
+    assert_eq!((ready(&server).len(), sandbox.workers().len()), (2, 2));
+    server.kill();
+    sandbox.pool(&["serve", "--reconcile", "full"]).exits(1);
+    sandbox.pool(&["serve", "-"]).exits(1);
+}
