@@ -75,20 +75,49 @@ pub(super) fn write(connection: &Connection, event: &NewEvent<'_>) -> Result<(),
     Ok(())
 }
 
+/// Among how many of the latest events those of leases are looked for when a slot is asked about.
+const RECENT: i64 = 20_000;
+
+/// Returns the events that are wanted, oldest first.
 pub(super) fn read(connection: &Connection, filter: &EventFilter) -> Result<Vec<Event>, JobError> {
-    let mut statement = connection.prepare_cached(
+    match (&filter.pool, filter.slot) {
+        (Some(pool), Some(slot)) => of_slot(connection, pool, slot, filter.last),
+        (pool, _) => {
+            let sql = "SELECT * FROM (
+                           SELECT seq, at, pool, slot, generation, kind, who, why, from_phase, to_phase
+                           FROM event WHERE (?1 IS NULL OR pool = ?1) ORDER BY seq DESC LIMIT ?2)
+                       ORDER BY seq";
+            let mut statement = connection.prepare_cached(sql)?;
+            let last = filter.last.map_or(-1, i64::from);
+            let rows = statement.query_map((pool.as_ref().map(PoolId::as_str), last), of)?;
+            rows.collect::<Result<_, _>>().map_err(JobError::from)
+        }
+    }
+}
+
+/// Returns a slot's events: all that changed its workers, and those of leases that are recent.
+fn of_slot(
+    connection: &Connection,
+    pool: &PoolId,
+    slot: Slot,
+    last: Option<u32>,
+) -> Result<Vec<Event>, JobError> {
+    let columns = "seq, at, pool, slot, generation, kind, who, why, from_phase, to_phase";
+    let mut statement = connection.prepare_cached(&format!(
         "SELECT * FROM (
-             SELECT seq, at, pool, slot, generation, kind, who, why, from_phase, to_phase
-             FROM event
-             WHERE (?1 IS NULL OR pool = ?1) AND (?2 IS NULL OR slot = ?2)
-             ORDER BY seq DESC LIMIT ?3)
-         ORDER BY seq",
-    )?;
-    let pool = filter.pool.as_ref().map(PoolId::as_str);
-    let slot = filter.slot.map(|slot| slot.0);
-    let last = filter.last.map_or(-1, i64::from);
-    let rows = statement.query_map((pool, slot, last), of)?;
-    rows.collect::<Result<_, _>>().map_err(JobError::from)
+             SELECT {columns} FROM event
+             WHERE pool = ?1 AND slot = ?2 AND kind <> 'lease_granted' AND kind <> 'lease_ended'
+             UNION ALL
+             SELECT {columns} FROM event
+             WHERE seq > (SELECT max(seq) FROM event) - {RECENT}
+                 AND kind IN ('lease_granted', 'lease_ended') AND +pool = ?1 AND slot = ?2)
+         ORDER BY seq DESC LIMIT ?3"
+    ))?;
+    let last = last.map_or(-1, i64::from);
+    let rows = statement.query_map((pool.as_str(), slot.0, last), of)?;
+    let mut events: Vec<Event> = rows.collect::<Result<_, _>>()?;
+    events.reverse();
+    Ok(events)
 }
 
 /// Returns the events after one of them, at most so many.

@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 use sha2::{Digest as _, Sha256};
 
@@ -131,6 +132,9 @@ fn connect(path: &Path) -> Result<Connection, StateError> {
         return Err(StateError::ReadOnly(path.to_owned()));
     }
     connection.set_prepared_statement_cache_capacity(128);
+    // Otherwise every new value of a parameter in a query that a partial index could serve has the query
+    // prepared again (sqlite.org/c3ref/c_dbconfig_defensive.html, SQLITE_DBCONFIG_ENABLE_QPSG).
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(error)?;
     Ok(connection)
 }
 
