@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pool::clock::{Clock, Entropy};
 use pool::config::StaticPoolConfig;
 use pool::pool::{ResourcePool, Secrets, StaticPoolManager};
-use pool::state::{OpenOptions, Store, WhenMissing};
+use pool::state::{Check, OpenOptions, Store, WhenMissing};
 use pool_sim::{Cloud, Settings, SimProvider};
 
 #[tokio::main]
@@ -26,6 +26,7 @@ async fn main() -> anyhow::Result<()> {
         clock: clock.clone(),
         entropy: Entropy::system(),
         what: "embed",
+        check: Check::First,
     })?;
     let secrets = Secrets::new(Arc::new(BTreeMap::new()), store.secret_key());
     let time = clock.clone();

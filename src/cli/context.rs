@@ -19,7 +19,7 @@ use crate::clock::Stopwatch;
 use crate::config::{self, LoadedPool, Surroundings};
 use crate::plan::Plan;
 use crate::pool::{ProviderSettings, Reconciler, Secrets, known_providers, open_providers};
-use crate::state::{OpenOptions, PoolLock, StateError, Store, WhenMissing, holder};
+use crate::state::{Check, OpenOptions, PoolLock, StateError, Store, WhenMissing, holder};
 use crate::worker::PoolId;
 
 /// How often a held lock is tried again, and how soon the wait is mentioned.
@@ -61,6 +61,16 @@ impl Context {
 
     /// Opens the state; `--require-state` refuses to go on without one.
     pub(super) fn open(&self, what: &str, when_missing: WhenMissing) -> Result<Store, CliError> {
+        self.open_checked(what, when_missing, Check::First)
+    }
+
+    /// Opens the state, and says when it is checked for damage.
+    pub(super) fn open_checked(
+        &self,
+        what: &str,
+        when_missing: WhenMissing,
+        check: Check,
+    ) -> Result<Store, CliError> {
         let refuse = self.global.require_state;
         let options = OpenOptions {
             path: &self.global.state,
@@ -68,6 +78,7 @@ impl Context {
             clock: self.world.clock.clone(),
             entropy: self.world.entropy.clone(),
             what,
+            check,
         };
         Ok(Store::open(options)?)
     }

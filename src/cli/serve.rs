@@ -21,7 +21,7 @@ use crate::pool::{Files, Keeper, Mode, Providers, Secrets};
 use crate::serve::listen::{self, ListenError};
 use crate::serve::metrics::Metrics;
 use crate::serve::{self, Served};
-use crate::state::{Store, WhenMissing, holder};
+use crate::state::{Check, StateError, Store, WhenMissing, holder};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -74,7 +74,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let when_missing =
         if arguments.paths.is_empty() { WhenMissing::Refuse } else { WhenMissing::Create };
-    let store = context.open("pool serve", when_missing)?.with_reader()?;
+    let store = context.open_checked("pool serve", when_missing, Check::Later)?.with_reader()?;
     store.serve().await?;
     let outcome = async {
         let listener = listen::bind(arguments.listen).await.map_err(|error| refused(&error))?;
@@ -90,17 +90,19 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
         let router = serve::router(Arc::clone(&served), &context.world.entropy);
         tracing::info!(%address, state = %store.path().display(), "serving");
         notify(&[NotifyState::Ready]);
+        let mut damage = None;
         let stop = async {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                found = damaged(&store) => damage = Some(found),
             }
             tracing::info!("stopping");
             notify(&[NotifyState::Stopping]);
         };
         listen::serve(listener, router, stop, || served.keeper.close()).await;
         heart.abort();
-        Ok(Exit::Done)
+        damage.map_or(Ok(Exit::Done), |found| Err(found.into()))
     }
     .await;
     store.stop_serving().await?;
@@ -159,6 +161,14 @@ fn refused(error: &ListenError) -> CliError {
         ListenError::Refused { .. } => "choose another address with --listen",
     };
     CliError::usage(error.to_string(), hint)
+}
+
+/// Returns once the state turns out to be damaged; never, when it is not.
+async fn damaged(store: &Store) -> StateError {
+    match store.check().await {
+        Err(error @ StateError::Damaged { .. }) => error,
+        Ok(()) | Err(_) => std::future::pending().await,
+    }
 }
 
 /// Says to others, and to systemd, that the server lives.

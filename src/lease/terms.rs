@@ -22,6 +22,32 @@ pub const BLAMES: u32 = 3;
 /// renew meanwhile, or do not know that it is late.
 pub const RESPITE: Duration = Duration::from_secs(60);
 
+/// How far the wall clock may move beside real time before it was set by somebody.
+const CLOCK_JUMP: Duration = Duration::from_secs(5);
+
+/// Decides from when on leases may expire at all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Respite {
+    last: Option<Timestamp>,
+    not_before: Option<Timestamp>,
+}
+
+impl Respite {
+    /// Looks at the wall clock; `elapsed` is the real time since the latest look. Returns from when on
+    /// leases may expire: [`RESPITE`] after the first look, and again whenever the clock was set forward.
+    /// Set back, it makes leases last longer, which harms nobody.
+    pub fn look(&mut self, now: Timestamp, elapsed: Duration) -> Timestamp {
+        let moved = self.last.map(|last| now.duration_since(last));
+        let moved = moved.and_then(|moved| Duration::try_from(moved).ok()).unwrap_or_default();
+        let jumped = moved.saturating_sub(elapsed) > CLOCK_JUMP;
+        if jumped || self.not_before.is_none() {
+            self.not_before = now.checked_add(RESPITE).ok();
+        }
+        self.last = Some(now);
+        self.not_before.unwrap_or(Timestamp::MAX)
+    }
+}
+
 /// How a holder says that its job went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -241,6 +267,19 @@ mod tests {
     fn a_hang_up_before_the_answer_costs_nothing() {
         let one_shot = LeasesConfig { reuse: Reuse::OneShot, ..with_recycle() };
         assert_eq!(after(Ending::Abandoned, usage(), &one_shot), After::Ready);
+    }
+
+    #[test]
+    fn no_lease_expires_within_a_minute_of_a_start_or_of_a_clock_that_was_set_forward() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let seconds = Duration::from_secs;
+        let mut respite = Respite::default();
+        assert_eq!(respite.look(at(1000), seconds(0)), at(1060), "the start");
+        assert_eq!(respite.look(at(1001), seconds(1)), at(1060), "time goes on");
+        assert_eq!(respite.look(at(1005), seconds(1)), at(1060), "the clock is adjusted a little");
+        assert_eq!(respite.look(at(4600), seconds(1)), at(4660), "it was set forward");
+        assert_eq!(respite.look(at(4000), seconds(1)), at(4660), "set back, leases last longer");
+        assert_eq!(respite.look(at(4100), seconds(100)), at(4660), "a busy machine is no jump");
     }
 
     #[test]

@@ -97,15 +97,23 @@ impl Reconciler {
             };
             observed.insert(name, observation);
         }
-        let plan = plan::plan(&PlanInput {
-            deployment: Some(self.store.deployment()).filter(|_| !self.store.is_ephemeral()),
-            desired,
-            recorded: &recorded,
-            observed: &observed,
-            options,
-            now: self.clock.now(),
+        let deployment = self.store.deployment().clone();
+        let deployment = Some(deployment).filter(|_| !self.store.is_ephemeral());
+        let (desired, options, now) = (desired.to_vec(), options.clone(), self.clock.now());
+        // A plan of a large state takes its time: a server answers meanwhile.
+        let planning = tokio::task::spawn_blocking(move || {
+            let plan = plan::plan(&PlanInput {
+                deployment: deployment.as_ref(),
+                desired: &desired,
+                recorded: &recorded,
+                observed: &observed,
+                options: &options,
+                now,
+            });
+            Planned { plan, recorded }
         });
-        Ok(Planned { plan, recorded })
+        // It is total: it does not panic, and nobody aborts it.
+        planning.await.map_err(|error| PoolError::BrokenPlan(error.to_string()))
     }
 
     /// Observes and plans; when interrupted creates may still have an effect that does not show, waits

@@ -122,6 +122,17 @@ pub struct OpenOptions<'a> {
     pub entropy: Entropy,
     /// What this process does, for those whom it keeps waiting: `pool apply`.
     pub what: &'a str,
+    /// When the whole file is checked for damage.
+    pub check: Check,
+}
+
+/// When a state is checked for damage: that reads all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// Before anything else.
+    First,
+    /// When [`Store::check`] is called: whoever waits for a server does not wait for this.
+    Later,
 }
 
 impl Store {
@@ -141,9 +152,9 @@ impl Store {
         options: OpenOptions<'_>,
         faults: Option<Box<dyn CommitFaults>>,
     ) -> Result<Self, StateError> {
-        let OpenOptions { path, when_missing, clock, entropy, what } = options;
+        let OpenOptions { path, when_missing, clock, entropy, what, check } = options;
         let ephemeral = when_missing == WhenMissing::Pretend && !path.exists();
-        let connection = open::open(path, when_missing, open::MIGRATIONS, &entropy)?;
+        let connection = open::open(path, when_missing, open::MIGRATIONS, &entropy, check)?;
         let (deployment, secret_key) = load::identity(&connection, path)?;
         let id: String = entropy.bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
@@ -170,6 +181,15 @@ impl Store {
             return Ok(self);
         }
         Ok(Self { reader: Some(Reader::start(&self.path)?), ..self })
+    }
+
+    /// Checks the whole file for damage.
+    ///
+    /// # Errors
+    /// [`StateError::Damaged`] when there is some.
+    pub async fn check(&self) -> Result<(), StateError> {
+        let path = Arc::clone(&self.path);
+        self.read(move |connection| Ok(open::verify(connection, &path)?)).await
     }
 
     /// Reads what is committed.

@@ -13,6 +13,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 use sha2::{Digest as _, Sha256};
 
+use super::Check;
 use super::error::StateError;
 use crate::clock::{Entropy, Stopwatch};
 
@@ -60,6 +61,7 @@ pub(super) fn open(
     when_missing: WhenMissing,
     migrations: &[Migration],
     entropy: &Entropy,
+    check: Check,
 ) -> Result<Connection, StateError> {
     let exists = path.exists();
     if !exists && when_missing == WhenMissing::Refuse {
@@ -67,7 +69,7 @@ pub(super) fn open(
     }
     let watch = Stopwatch::start();
     loop {
-        match open_once(path, when_missing, migrations, entropy) {
+        match open_once(path, when_missing, migrations, entropy, check) {
             // Changing to write-ahead logging does not wait for others by itself (sqlite.org/wal.html).
             Err(StateError::Busy(_)) if watch.elapsed() < BUSY_WAIT => pause(),
             outcome => return outcome,
@@ -80,6 +82,7 @@ fn open_once(
     when_missing: WhenMissing,
     migrations: &[Migration],
     entropy: &Entropy,
+    check: Check,
 ) -> Result<Connection, StateError> {
     let exists = path.exists();
     let pretend = !exists && when_missing == WhenMissing::Pretend;
@@ -88,7 +91,7 @@ fn open_once(
     }
     let mut connection = connect(if pretend { Path::new(":memory:") } else { path })?;
     let ours = identify(&connection, path)?;
-    if ours {
+    if ours && check == Check::First {
         verify(&connection, path)?;
     }
     migrate(&mut connection, path, migrations, entropy)?;
@@ -165,7 +168,7 @@ fn identify(connection: &Connection, path: &Path) -> Result<bool, StateError> {
     }
 }
 
-fn verify(connection: &Connection, path: &Path) -> Result<(), StateError> {
+pub(super) fn verify(connection: &Connection, path: &Path) -> Result<(), StateError> {
     let verdict: String = connection
         .pragma_query_value(None, "quick_check", |row| row.get(0))
         .map_err(|error| translate(&error, path))?;
@@ -319,7 +322,7 @@ mod tests {
     const FIRST: &[Migration] = MIGRATIONS.split_at(1).0;
 
     fn opened(path: &Path, migrations: &[Migration]) -> Result<Connection, StateError> {
-        open(path, WhenMissing::Create, migrations, &Entropy::system())
+        open(path, WhenMissing::Create, migrations, &Entropy::system(), Check::First)
     }
 
     #[test]

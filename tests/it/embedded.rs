@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pool::apply::PoolOutcome;
 use pool::clock::{Clock, Entropy};
 use pool::pool::{PoolError, Secrets};
-use pool::state::{OpenOptions, Store, WhenMissing};
+use pool::state::{Check, OpenOptions, Store, WhenMissing};
 use pool::{ResourcePool, StaticPoolConfig, StaticPoolManager};
 use pool_sim::{Cloud, Settings, SimProvider};
 
@@ -30,6 +30,7 @@ fn manager(
         clock: clock.clone(),
         entropy: Entropy::system(),
         what: "test",
+        check: Check::First,
     })
     .unwrap();
     let secrets = Secrets::new(Arc::new(BTreeMap::new()), store.secret_key());

@@ -8,7 +8,9 @@
 //! | `embedded`    | `StaticPoolManager` as a library                                |
 //! | `faults`      | what a run makes of full disks, lies, silence                  |
 //! | `healing`     | what a server does when workers break                            |
+//! | `history`     | what everybody was told under kills and faults can all be true     |
 //! | `local`       | real processes, with the real binary                            |
+//! | `model`       | leases against a model                                           |
 //! | `reports`     | what users reported                                             |
 //! | `rolling`     | apply and changing files beside a server                         |
 //! | `serve`       | the real server, its clients, and what survives it                |
@@ -25,7 +27,9 @@ mod desk;
 mod embedded;
 mod faults;
 mod healing;
+mod history;
 mod local;
+mod model;
 mod reports;
 mod rolling;
 mod sandbox;

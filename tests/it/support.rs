@@ -11,7 +11,7 @@ use pool::config::diagnostic::Source;
 use pool::config::{self, LoadedPool, Sources, Surroundings};
 use pool::plan::{Plan, PlanOptions};
 use pool::pool::{PoolError, Reconciler, Secrets, known_providers};
-use pool::state::{CommitFault, CommitFaults, OpenOptions, PoolLock, Store, WhenMissing};
+use pool::state::{Check, CommitFault, CommitFaults, OpenOptions, PoolLock, Store, WhenMissing};
 use pool::worker::PoolId;
 use pool_provider::{
     CreateRequest, DeleteRequest, DeploymentId, Description, Listing, ObservedWorker, PageToken,
@@ -224,6 +224,7 @@ impl World {
             clock: self.clock.clone(),
             entropy: Entropy::system(),
             what: "test",
+            check: Check::First,
         };
         let store = Store::open_with_faults(options, Some(faults)).unwrap();
         Reconciler {

@@ -62,6 +62,13 @@ pub(crate) struct Record {
     pub(crate) remove: Option<Removal>,
 }
 
+impl Record {
+    /// Returns whether the call left nothing that others have to know.
+    fn is_empty(&self) -> bool {
+        self.call.is_none() && self.put.is_none() && self.remove.is_none()
+    }
+}
+
 /// Which worker goes, and how long listings still show it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Removal {
@@ -194,6 +201,9 @@ impl World {
     }
 
     fn keep(&mut self, record: Record) -> io::Result<()> {
+        if record.is_empty() {
+            return Ok(());
+        }
         if let Some(log) = &mut self.log {
             let mut line = serde_json::to_vec(&record)?;
             line.push(b'\n');

@@ -3,19 +3,16 @@
 use std::sync::Weak;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::{Desk, GLANCE};
 use crate::clock::Stopwatch;
-use crate::lease::terms::RESPITE;
+use crate::lease::terms::Respite;
 use crate::lease::{Ending, LeaseId};
 
 /// How often leases are looked at whose time may be over.
 const EXPIRY_TICK: Duration = Duration::from_millis(500);
-/// How far the wall clock may move beside real time before it was set by somebody.
-const CLOCK_JUMP: Duration = Duration::from_secs(5);
 
 /// Looks at the line for as long as the desk is there.
 pub(super) async fn serve_line(desk: Weak<Desk>) {
@@ -48,23 +45,14 @@ pub(super) async fn take_back(desk: Weak<Desk>, mut abandoned: mpsc::UnboundedRe
 
 /// Ends leases whose time is over.
 pub(super) async fn expire(desk: Weak<Desk>) {
-    let mut not_before: Option<Timestamp> = None;
-    let mut last: Option<(Stopwatch, Timestamp)> = None;
+    let mut respite = Respite::default();
+    let mut since = Stopwatch::start();
     loop {
         {
             let Some(open) = desk.upgrade() else { return };
-            let now = open.clock.now();
-            let jumped = last.is_some_and(|(watch, then)| {
-                let wall = Duration::try_from(now.duration_since(then)).unwrap_or_default();
-                wall.saturating_sub(watch.elapsed()) > CLOCK_JUMP
-            });
-            // Holders could not renew before the server was there, nor before the clock was set.
-            if jumped || not_before.is_none() {
-                not_before = now.checked_add(RESPITE).ok();
-            }
-            last = Some((Stopwatch::start(), now));
-            let from = not_before.unwrap_or(Timestamp::MAX);
-            while let Ok(ended) = open.store.expire_leases(from, Duration::ZERO).await {
+            let not_before = respite.look(open.clock.now(), since.elapsed());
+            since = Stopwatch::start();
+            while let Ok(ended) = open.store.expire_leases(not_before, Duration::ZERO).await {
                 for ended in &ended {
                     open.settle(ended);
                 }

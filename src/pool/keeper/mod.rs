@@ -14,10 +14,12 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use pool_provider::SharedProvider;
 use tokio::sync::{OwnedMutexGuard, watch as signal};
+use tokio::time::sleep;
 
 pub use self::files::Files;
 use super::desk::Desk;
@@ -29,6 +31,9 @@ use crate::clock::Clock;
 use crate::config::LoadedPool;
 use crate::state::Store;
 use crate::worker::PoolId;
+
+/// How long a server that was just started only leases: whoever waited for it is served first.
+const LEASES_FIRST: Duration = Duration::from_millis(500);
 
 /// How the latest look at a pool went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,8 +114,15 @@ impl Keeper {
 
     /// Begins to probe, clean and heal, until [`Keeper::close`].
     pub fn begin(&self) {
-        tokio::spawn(watch::watch(self.clone()));
-        tokio::spawn(heal::heal(self.clone()));
+        let keeper = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = keeper.closed() => return,
+                () = sleep(LEASES_FIRST) => {}
+            }
+            tokio::spawn(watch::watch(keeper.clone()));
+            tokio::spawn(heal::heal(keeper));
+        });
     }
 
     /// Returns the state.
