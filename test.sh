@@ -5,12 +5,13 @@ set -euo pipefail
 cd "$(dirname "$0")"
 export CI="${CI:-true}"
 
-# ps, unshare, mount and python3 are what the tests look at workers with and run as workers.
+# ps, unshare, mount and python3 are what the tests look at workers with and run as workers; strace counts syncs.
 need=()
 command -v ps >/dev/null || need+=(procps)
 command -v setsid >/dev/null || need+=(util-linux)
 command -v unshare >/dev/null || need+=(util-linux)
 command -v mount >/dev/null || need+=(mount)
+command -v strace >/dev/null || need+=(strace)
 command -v python3 >/dev/null || need+=(python3)
 [ -x /usr/bin/python3 ] || [ -x /usr/local/bin/python3 ] || need+=(python3-minimal)
 if [ ${#need[@]} -gt 0 ]; then

@@ -1,10 +1,12 @@
-//! A pool embedded in a program of one's own: three simulated workers, reconciled and shown.
+//! A pool embedded in a program of one's own: three simulated workers, reconciled, leased, given back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pool::clock::{Clock, Entropy};
 use pool::config::StaticPoolConfig;
+use pool::lease::{Ask, Outcome};
 use pool::pool::{ResourcePool, Secrets, StaticPoolManager};
 use pool::state::{Check, OpenOptions, Store, WhenMissing};
 use pool_sim::{Cloud, Settings, SimProvider};
@@ -41,6 +43,12 @@ async fn main() -> anyhow::Result<()> {
     for worker in &state.workers {
         print(&format!("{} {}\n", worker.name, worker.phase));
     }
+    // A job leases a worker, waiting for it at most a second; what is accepted has to be given back.
+    let ask = Ask::of_pool(pool.id().clone(), "a job");
+    let given = pool.acquire(ask, Duration::from_secs(1)).await?;
+    let lease = given.accept().remove(0);
+    print(&format!("{} is leased until {}\n", lease.name, lease.expires_at));
+    pool.release(lease.id, Outcome::Ok).await?;
     std::fs::remove_dir_all(folder)?;
     Ok(())
 }

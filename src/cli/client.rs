@@ -147,4 +147,10 @@ impl Client {
         let request = self.http.delete(url).query(&[("outcome", outcome)]).timeout(ANSWER_WITHIN);
         self.answer(request).await.map(drop)
     }
+
+    /// Decides about a worker; returns it as it is afterwards.
+    pub(super) async fn act(&self, worker: &str, verb: &str) -> Result<Value, ClientError> {
+        let url = format!("{}/v1/workers/{worker}/{verb}", self.server);
+        self.answer(self.http.post(url).timeout(ANSWER_WITHIN)).await
+    }
 }

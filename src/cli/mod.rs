@@ -27,6 +27,7 @@ mod status;
 mod validate;
 mod version;
 mod watch_files;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -96,6 +97,8 @@ enum Command {
     Serve(serve::Arguments),
     /// Lease workers from a server
     Lease(lease::Arguments),
+    /// Decide about single workers, at a server
+    Worker(worker::Arguments),
     /// Look into the state
     State(state::Arguments),
     /// Show the pools with all defaults, and where each value came from
@@ -214,6 +217,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError>
         Command::Status(arguments) => status::run(context, &arguments).await,
         Command::Serve(arguments) => serve::run(context, &arguments).await,
         Command::Lease(arguments) => lease::run(context, &arguments).await,
+        Command::Worker(arguments) => worker::run(context, &arguments).await,
         Command::State(arguments) => state::run(context, &arguments).await,
         Command::Config(arguments) => config::run(context, &arguments).await,
         Command::Schema(arguments) => Ok(schema::run(context, &arguments)),

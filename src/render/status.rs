@@ -29,20 +29,28 @@ pub fn status_table(pools: &[StaticPoolState], look: Look) -> String {
 /// Shows workers, a line each.
 pub fn worker_table(pools: &[StaticPoolState], now: Timestamp, look: Look) -> String {
     let mut rows = vec![
-        ["WORKER", "PHASE", "AGE", "PROVIDER", "ID", "ADDRESS", "IMAGE"]
+        ["WORKER", "PHASE", "AGE", "LEASED TO", "PROVIDER", "ID", "ADDRESS", "IMAGE"]
             .map(str::to_owned)
             .to_vec(),
     ];
     for worker in pools.iter().flat_map(|pool| &pool.workers) {
+        let flags = [
+            (worker.cordoned && !worker.draining, ", cordoned"),
+            (worker.draining, ", draining"),
+            (worker.suspect && worker.phase == Phase::Ready, ", suspect"),
+        ];
+        let set: String = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag).collect();
+        let phase = format!("{}{set}", worker.phase);
         let phase = match worker.phase {
-            Phase::Ready => look.added(worker.phase.as_str()),
-            Phase::Failed | Phase::Unhealthy | Phase::Lost => look.removed(worker.phase.as_str()),
-            _ => look.changed(worker.phase.as_str()),
+            Phase::Ready if set.is_empty() => look.added(&phase),
+            Phase::Failed | Phase::Unhealthy | Phase::Lost => look.removed(&phase),
+            _ => look.changed(&phase),
         };
         rows.push(vec![
             worker.name.clone(),
             phase,
             age(worker.since, now),
+            worker.lease.as_ref().map_or_else(|| "-".to_owned(), |lease| lease.holder.clone()),
             worker.provider.clone(),
             worker.provider_id.clone().unwrap_or_else(|| "-".to_owned()),
             worker.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),

@@ -143,7 +143,7 @@ fn client(shared: &Shared, mut seed: u64) {
                 until = time(&renewed["expires_at"]);
             }
         }
-        pause(Duration::from_millis(random(30)));
+        pause(Duration::from_millis(random(12)));
         if random(8) > 0 {
             until = until.min(now());
             let outcome = if random(4) == 0 { "job_failed" } else { "ok" };

@@ -357,6 +357,17 @@ fn scripts_acquire_renew_and_release() {
     let twice = ["acquire", "--pool", "web", "--idempotency-key", "k", "--json"];
     let (first, second) = (pool(&twice).exits(0).json(), pool(&twice).exits(0).json());
     assert_eq!((&first["leases"], &second["replay"]), (&second["leases"], &json!(true)));
+    let worker = |arguments: &[&str]| {
+        let mut all = vec!["worker"];
+        all.extend(arguments);
+        all.extend(["--server", &url]);
+        sandbox.pool(&all)
+    };
+    assert_eq!(worker(&["cordon", "web-1-1"]).exits(0).stdout, "web-1-1 ready cordoned\n");
+    let both = worker(&["uncordon", "web-0-1", "web-1-1"]).exits(0).stdout;
+    assert!(both.contains(" leased to ") && both.ends_with("web-1-1 ready\n"), "{both}");
+    assert_eq!(worker(&["verify", "web-1-1", "--json"]).exits(0).json()[0]["healthy"], true);
+    assert!(worker(&["drain", "web-9-1"]).exits(1).stderr.contains("there is no worker `web-9-1`"));
     pool(&["acquire", "--pool", "web", "--count", "2"]).exits(0);
     let full = pool(&["acquire", "--pool", "web", "--wait", "100ms"]).exits(1).stderr;
     assert!(full.contains("no worker became free in time") && full.contains("3 leased"), "{full}");
