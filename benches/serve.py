@@ -199,22 +199,26 @@ def postgres(cycles):
             break
         except subprocess.CalledProcessError:
             continue
-    psql("CREATE TABLE worker (id int PRIMARY KEY, lease bigint); "
+    psql("CREATE TABLE worker (id int PRIMARY KEY, phase text, lease bigint, uses int); "
          "CREATE TABLE lease (id bigserial PRIMARY KEY, worker int, holder text, expires_at timestamptz, "
-         "ended_at timestamptz); "
-         "INSERT INTO worker SELECT g, NULL FROM generate_series(1, 1000) g; "
-         "CREATE INDEX free ON worker (id) WHERE lease IS NULL; ANALYZE")
+         "ended_at timestamptz); CREATE UNIQUE INDEX lease_open ON lease (worker) WHERE ended_at IS NULL; "
+         "CREATE INDEX lease_expiry ON lease (expires_at) WHERE ended_at IS NULL; "
+         "CREATE TABLE event (seq bigserial PRIMARY KEY, at timestamptz, worker int, kind text, who text); "
+         "INSERT INTO worker SELECT g, 'ready', NULL, 0 FROM generate_series(1, 1000) g; "
+         "CREATE INDEX worker_free ON worker (id) WHERE phase = 'ready' AND lease IS NULL; ANALYZE")
     script = os.path.join(folder, "cycle.sql")
     with open(script, "w") as file:
-        # A cycle is two durable transactions, as ours: acquire, then release.
+        # A cycle is two durable transactions that write what ours do: the worker, the lease, the event.
         file.write(
-            "WITH free AS (SELECT id FROM worker WHERE lease IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED), "
-            "new AS (INSERT INTO lease (worker, holder, expires_at) SELECT id, 'me', now() + interval '10 min' "
-            "FROM free RETURNING id, worker) "
-            "UPDATE worker SET lease = new.id FROM new WHERE worker.id = new.worker "
-            "RETURNING new.id AS lease, worker.id AS worker \\gset\n"
-            "BEGIN;\nUPDATE worker SET lease = NULL WHERE id = :worker;\n"
-            "UPDATE lease SET ended_at = now() WHERE id = :lease;\nCOMMIT;\n")
+            "BEGIN;\nSELECT id AS worker FROM worker WHERE phase = 'ready' AND lease IS NULL ORDER BY id LIMIT 1 "
+            "FOR UPDATE SKIP LOCKED \\gset\n"
+            "INSERT INTO lease (worker, holder, expires_at) VALUES (:worker, 'me', now() + interval '10 min') "
+            "RETURNING id AS lease \\gset\n"
+            "UPDATE worker SET lease = :lease, uses = uses + 1 WHERE id = :worker;\n"
+            "INSERT INTO event (at, worker, kind, who) VALUES (now(), :worker, 'lease_granted', 'me');\nCOMMIT;\n"
+            "BEGIN;\nUPDATE lease SET ended_at = now() WHERE id = :lease;\n"
+            "UPDATE worker SET lease = NULL WHERE id = :worker;\n"
+            "INSERT INTO event (at, worker, kind, who) VALUES (now(), :worker, 'lease_ended', 'me');\nCOMMIT;\n")
     rates = []
     for _ in range(3):
         told = subprocess.run([f"{PG}/pgbench", "-h", folder, "-p", str(port), "-U", "bench", "-n", "-c", "64", "-j",

@@ -72,6 +72,7 @@ impl Store {
     /// [`StateError::Served`] when another server that is alive has it.
     pub async fn serve(&self) -> Result<(), StateError> {
         let (own, now) = (Arc::clone(&self.holder), self.now());
+        self.writer.hurry();
         self.writer
             .run(move |connection| match held_by(connection, SERVING, &own, now)? {
                 Some(holder) => Err(StateError::Served { holder: holder.describe() }.into()),

@@ -3,20 +3,32 @@
 //! Every job runs in a savepoint of its own inside one `BEGIN IMMEDIATE`; one that fails is rolled back
 //! alone. A caller gets its answer only after the commit is durable. There is no timer: while one batch
 //! commits, the next one gathers. A failed commit fails every job of the batch, and nothing is kept.
+//!
+//! A batch takes jobs for 2 ms at most, and a process that does not serve leaves a gap after a long one:
+//! a server's leases and an apply's records share the write lock.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::error::StateError;
 use super::open::translate;
+use crate::clock::Stopwatch;
 
-/// The most jobs in a batch: bounds how long a batch holds the write lock.
+/// The most jobs in a batch.
 const MAX_BATCH: usize = 256;
+/// How long a batch takes jobs before it commits: others wait for the write lock.
+const LONGEST_BATCH: Duration = Duration::from_millis(2);
+/// How long a process whose changes can wait leaves the lock alone between two batches: whoever polls for
+/// it gets it then.
+const GAP: Duration = Duration::from_micros(150);
 
 /// One thing to do inside a transaction.
 trait Job: Send {
@@ -80,6 +92,7 @@ pub type BatchObserver = Box<dyn Fn(usize) + Send + Sync>;
 
 struct Owner {
     observer: Arc<OnceLock<BatchObserver>>,
+    hurried: Arc<AtomicBool>,
     jobs: Option<Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -107,16 +120,22 @@ impl Writer {
     ) -> Self {
         let (jobs, received) = channel();
         let observer: Arc<OnceLock<BatchObserver>> = Arc::default();
-        let observed = Arc::clone(&observer);
+        let hurried: Arc<AtomicBool> = Arc::default();
+        let (observed, hurry) = (Arc::clone(&observer), Arc::clone(&hurried));
         let thread = thread::spawn(move || {
-            Thread { connection, path, faults, observer: observed }.run(&received);
+            Thread { connection, path, faults, observer: observed, hurried: hurry }.run(&received);
         });
-        Self(Arc::new(Owner { observer, jobs: Some(jobs), thread: Some(thread) }))
+        Self(Arc::new(Owner { observer, hurried, jobs: Some(jobs), thread: Some(thread) }))
     }
 
     /// Has `observer` told of every batch from now on; the first one stays.
     pub(super) fn observe(&self, observer: BatchObserver) {
         let _first_stays = self.0.observer.set(observer).is_err();
+    }
+
+    /// Says that somebody waits for every change of this process.
+    pub(super) fn hurry(&self) {
+        self.0.hurried.store(true, Ordering::SeqCst);
     }
 
     /// Runs `job` in the next batch; returns once that is durable.
@@ -151,35 +170,53 @@ impl From<StateError> for JobError {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the writer's thread does nothing else")]
+fn leave_a_gap() {
+    thread::sleep(GAP);
+}
+
 struct Thread {
     connection: Connection,
     path: PathBuf,
     faults: Option<Box<dyn CommitFaults>>,
     observer: Arc<OnceLock<BatchObserver>>,
+    hurried: Arc<AtomicBool>,
 }
 
 impl Thread {
     fn run(mut self, received: &Receiver<Box<dyn Job>>) {
-        while let Ok(first) = received.recv() {
-            let mut batch = vec![first];
-            batch.extend(received.try_iter().take(MAX_BATCH - 1));
-            if let Some(observe) = self.observer.get() {
-                observe(batch.len());
+        let mut waiting: VecDeque<Box<dyn Job>> = VecDeque::new();
+        loop {
+            if waiting.is_empty() {
+                match received.recv() {
+                    Ok(first) => waiting.push_back(first),
+                    Err(_) => return,
+                }
             }
-            if !self.commit(batch) {
+            waiting.extend(received.try_iter().take(MAX_BATCH.saturating_sub(waiting.len())));
+            let since = Stopwatch::start();
+            if !self.commit(&mut waiting) {
                 return;
+            }
+            if since.elapsed() >= LONGEST_BATCH && !self.hurried.load(Ordering::SeqCst) {
+                leave_a_gap();
             }
         }
     }
 
-    /// Runs and commits a batch; returns false when the simulated process has died.
-    fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) -> bool {
+    /// Runs jobs for a while and commits them; returns false when the simulated process has died. Those
+    /// that it did not come to stay.
+    fn commit(&mut self, waiting: &mut VecDeque<Box<dyn Job>>) -> bool {
         let before = self.connection.total_changes();
-        let committed = match self.transact(&mut batch, before) {
+        let mut batch = Vec::new();
+        let committed = match self.transact(waiting, &mut batch, before) {
             Ok(Some(committed)) => committed,
             Ok(None) => return false,
             Err(error) => Err(translate(&error, &self.path)),
         };
+        if let Some(observe) = self.observer.get() {
+            observe(batch.len());
+        }
         if committed.is_err() && !self.connection.is_autocommit() {
             let _nothing_left_to_do = self.execute("ROLLBACK").is_err();
         }
@@ -187,25 +224,33 @@ impl Thread {
         if changed && self.faults.as_mut().is_some_and(|f| f.after_commit() == CommitFault::Die) {
             return false;
         }
+        if committed.is_err() {
+            // What could not even begin would not fare better.
+            batch.extend(waiting.drain(..));
+        }
         for job in batch {
             job.finish(committed.clone(), &self.path);
         }
         true
     }
 
-    /// Returns `None` when the simulated process dies before the commit.
+    /// Moves what it ran from `waiting` to `batch`. Returns `None` when the simulated process dies before
+    /// the commit.
     fn transact(
         &mut self,
-        batch: &mut [Box<dyn Job>],
+        waiting: &mut VecDeque<Box<dyn Job>>,
+        batch: &mut Vec<Box<dyn Job>>,
         before: u64,
     ) -> rusqlite::Result<Option<Result<(), StateError>>> {
         self.execute("BEGIN IMMEDIATE")?;
-        for job in batch {
-            self.execute("SAVEPOINT job")?;
-            if !job.run(&self.connection) {
-                self.execute("ROLLBACK TO job")?;
+        let since = Stopwatch::start();
+        while let Some(mut job) = waiting.pop_front() {
+            let ran = self.run_one(&mut *job);
+            batch.push(job);
+            ran?;
+            if since.elapsed() >= LONGEST_BATCH {
+                break;
             }
-            self.execute("RELEASE job")?;
         }
         let changed = self.connection.total_changes() != before;
         let fault = match &mut self.faults {
@@ -217,6 +262,15 @@ impl Thread {
             CommitFault::DiskFull => Ok(Some(Err(StateError::Full(self.path.clone())))),
             CommitFault::Die => Ok(None),
         }
+    }
+
+    /// Runs one job so that it leaves nothing behind when it fails.
+    fn run_one(&self, job: &mut dyn Job) -> rusqlite::Result<()> {
+        self.execute("SAVEPOINT job")?;
+        if !job.run(&self.connection) {
+            self.execute("ROLLBACK TO job")?;
+        }
+        self.execute("RELEASE job")
     }
 
     fn execute(&self, sql: &str) -> rusqlite::Result<()> {
