@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use pool_provider::SharedProvider;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -19,6 +20,7 @@ use super::watch_files::{self, WatchedFiles};
 use crate::plan::Refusal;
 use crate::pool::{Files, Keeper, Mode, Providers, Secrets};
 use crate::serve::listen::{self, ListenError};
+use crate::serve::metered::Metered;
 use crate::serve::metrics::Metrics;
 use crate::serve::{self, Served};
 use crate::state::{Check, StateError, Store, WhenMissing, holder};
@@ -147,7 +149,11 @@ fn keeper(
 ) -> Result<Keeper, CliError> {
     let environment = Arc::new(context.world.environment.clone());
     let secrets = Secrets::new(environment, store.secret_key());
-    let providers = Providers::opening(context.provider_settings()?);
+    let counted = Arc::clone(metrics);
+    let dress = Arc::new(move |name: &str, provider: SharedProvider| {
+        SharedProvider::new(Metered::new(name, provider, Arc::clone(&counted)))
+    });
+    let providers = Providers::opening(context.provider_settings()?, dress);
     let watcher = Arc::clone(metrics);
     let clock = context.world.clock.clone();
     Ok(Keeper::open(store.clone(), providers, secrets, clock, watcher, mode))

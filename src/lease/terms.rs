@@ -70,8 +70,6 @@ pub enum Ending {
     Expired,
     /// Whoever asked hung up before the answer.
     Abandoned,
-    /// Its worker went, whoever did that.
-    WorkerLost,
 }
 
 impl Ending {
@@ -83,7 +81,6 @@ impl Ending {
             Self::Released(Outcome::InfraFailed) => "infra_failed",
             Self::Expired => "expired",
             Self::Abandoned => "abandoned",
-            Self::WorkerLost => "worker_lost",
         }
     }
 }
@@ -164,7 +161,7 @@ pub fn after(ending: Ending, usage: Usage, terms: &LeasesConfig) -> After {
     match (ending, &terms.recycle) {
         (_, Some(_)) => After::Recycle,
         (Ending::Expired, None) => After::Retire(Retirement::Expired),
-        (Ending::Released(_) | Ending::Abandoned | Ending::WorkerLost, None) => After::Ready,
+        (Ending::Released(_) | Ending::Abandoned, None) => After::Ready,
     }
 }
 

@@ -31,7 +31,7 @@ mod watcher;
 pub use desk::{AcquireError, Desk, Given};
 pub use keeper::{Files, Keeper, Looked, Mode};
 pub use manager::{PoolFuture, ResourcePool, StaticPoolManager};
-pub use providers::Providers;
+pub use providers::{Dress, Providers};
 pub use reconcile::{Planned, Reconciler, observe};
 pub use registry::{ProviderSettings, known_providers, open_providers};
 pub use secrets::Secrets;

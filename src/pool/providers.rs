@@ -15,7 +15,11 @@ use super::registry::{ProviderSettings, open};
 pub struct Providers {
     opened: Arc<Mutex<BTreeMap<String, SharedProvider>>>,
     settings: Option<Arc<ProviderSettings>>,
+    dress: Option<Arc<Dress>>,
 }
+
+/// Puts something around a provider when it is opened, such as what counts its calls.
+pub type Dress = dyn Fn(&str, SharedProvider) -> SharedProvider + Send + Sync;
 
 impl fmt::Debug for Providers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -26,12 +30,12 @@ impl fmt::Debug for Providers {
 impl Providers {
     /// Holds these and no others.
     pub fn given(providers: BTreeMap<String, SharedProvider>) -> Self {
-        Self { opened: Arc::new(Mutex::new(providers)), settings: None }
+        Self { opened: Arc::new(Mutex::new(providers)), settings: None, dress: None }
     }
 
-    /// Opens what is needed.
-    pub fn opening(settings: ProviderSettings) -> Self {
-        Self { opened: Arc::default(), settings: Some(Arc::new(settings)) }
+    /// Opens what is needed, and dresses it.
+    pub fn opening(settings: ProviderSettings, dress: Arc<Dress>) -> Self {
+        Self { opened: Arc::default(), settings: Some(Arc::new(settings)), dress: Some(dress) }
     }
 
     /// Returns the provider of this name.
@@ -45,7 +49,11 @@ impl Providers {
         }
         let settings =
             self.settings.as_ref().ok_or_else(|| PoolError::UnknownProvider(name.to_owned()))?;
-        let provider = open(name, settings)?;
+        let bare = open(name, settings)?;
+        let provider = match &self.dress {
+            Some(dress) => dress(name, bare),
+            None => bare,
+        };
         opened.insert(name.to_owned(), provider.clone());
         Ok(provider)
     }

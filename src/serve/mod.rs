@@ -11,6 +11,7 @@
 //! | `pools`     | pools and workers                                          |
 //! | `events`    | what happened, as it happens                               |
 //! | `signs`     | alive, ready, metrics                                      |
+//! | [`metered`] | counts the calls of providers                              |
 //! | [`metrics`] | what is measured                                           |
 //! | [`openapi`] | the description of all this                                |
 //! | [`listen`]  | connections, their limits, and how serving ends             |
@@ -20,6 +21,7 @@
 mod events;
 mod leases;
 pub mod listen;
+pub mod metered;
 pub mod metrics;
 pub mod openapi;
 mod pools;

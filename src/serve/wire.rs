@@ -147,7 +147,7 @@ pub struct LeaseBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub ended_at: Option<Timestamp>,
-    /// How it ended: `ok`, `job_failed`, `infra_failed`, `expired`, `abandoned`, `worker_lost`.
+    /// How it ended: `ok`, `job_failed`, `infra_failed`, `expired`, `abandoned`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub ending: Option<String>,

@@ -215,13 +215,24 @@ impl Store {
             .run(move |connection| {
                 let before = |age: Duration| to_ms(now.checked_sub(age).unwrap_or(Timestamp::MIN));
                 let mut most = 0;
+                // Rows are in order of time: only the first ones are looked at, however many there are.
                 for (sql, age) in [
-                    ("DELETE FROM event WHERE seq IN (SELECT seq FROM event WHERE at < ?1
-                          ORDER BY seq LIMIT ?2)", keep.events),
-                    ("DELETE FROM lease WHERE id IN (SELECT id FROM lease WHERE ended_at < ?1
-                          ORDER BY id LIMIT ?2)", keep.leases),
-                    ("DELETE FROM request_key WHERE id IN (SELECT id FROM request_key WHERE at < ?1
-                          ORDER BY id LIMIT ?2)", keep.keys),
+                    (
+                        "DELETE FROM event WHERE seq IN (SELECT seq FROM
+                             (SELECT seq, at FROM event ORDER BY seq LIMIT ?2) WHERE at < ?1)",
+                        keep.events,
+                    ),
+                    (
+                        "DELETE FROM lease WHERE id IN (SELECT id FROM
+                             (SELECT id, ended_at FROM lease ORDER BY id LIMIT ?2)
+                             WHERE ended_at < ?1)",
+                        keep.leases,
+                    ),
+                    (
+                        "DELETE FROM request_key WHERE id IN (SELECT id FROM
+                             (SELECT id, at FROM request_key ORDER BY id LIMIT ?2) WHERE at < ?1)",
+                        keep.keys,
+                    ),
                 ] {
                     let gone = connection.prepare_cached(sql)?.execute((before(age), AT_ONCE))?;
                     most = most.max(gone);

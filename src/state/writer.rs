@@ -1,7 +1,7 @@
 //! The one thread that owns the connection: it gathers what callers ask and commits it together.
 //!
 //! Every job runs in a savepoint of its own inside one `BEGIN IMMEDIATE`; one that fails is rolled back
-//! alone. A caller gets its answer only after the commit is durable. There is no timer: while one batch
+//! alone. Leases, which look before they write, do without. A caller gets its answer only after the commit is durable. There is no timer: while one batch
 //! commits, the next one gathers. A failed commit fails every job of the batch, and nothing is kept.
 //!
 //! A batch takes jobs for 2 ms at most, and a process that does not serve leaves a gap after a long one:
@@ -34,11 +34,14 @@ const GAP: Duration = Duration::from_micros(150);
 trait Job: Send {
     /// Runs inside the transaction; returns whether its changes are to be kept.
     fn run(&mut self, connection: &Connection) -> bool;
+    /// Whether it writes only once nothing can be wrong any more.
+    fn looks_first(&self) -> bool;
     /// Answers the caller, once it is known whether the batch was committed.
     fn finish(self: Box<Self>, committed: Result<(), StateError>, path: &Path);
 }
 
 struct Asked<T, F> {
+    looks_first: bool,
     work: Option<F>,
     outcome: Option<Result<T, JobError>>,
     answer: oneshot::Sender<Result<T, StateError>>,
@@ -48,6 +51,10 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T, JobError> + Send> Job for Aske
     fn run(&mut self, connection: &Connection) -> bool {
         self.outcome = self.work.take().map(|work| work(connection));
         matches!(self.outcome, Some(Ok(_)))
+    }
+
+    fn looks_first(&self) -> bool {
+        self.looks_first
     }
 
     fn finish(self: Box<Self>, committed: Result<(), StateError>, path: &Path) {
@@ -143,8 +150,26 @@ impl Writer {
         &self,
         job: impl FnOnce(&Connection) -> Result<T, JobError> + Send + 'static,
     ) -> Result<T, StateError> {
+        self.send(job, false).await
+    }
+
+    /// The same for a job that writes only once nothing can be wrong any more: it needs no savepoint, in
+    /// which SQLite would copy every page that it changes. Should it fail half-way all the same, its whole
+    /// batch fails.
+    pub(super) async fn run_without_savepoint<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T, JobError> + Send + 'static,
+    ) -> Result<T, StateError> {
+        self.send(job, true).await
+    }
+
+    async fn send<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T, JobError> + Send + 'static,
+        looks_first: bool,
+    ) -> Result<T, StateError> {
         let (answer, answered) = oneshot::channel();
-        let asked = Asked { work: Some(job), outcome: None, answer };
+        let asked = Asked { looks_first, work: Some(job), outcome: None, answer };
         let jobs = self.0.jobs.as_ref().ok_or(StateError::Closed)?;
         jobs.send(Box::new(asked)).map_err(|_| StateError::Closed)?;
         answered.await.map_err(|_| StateError::Closed)?
@@ -247,7 +272,10 @@ impl Thread {
         while let Some(mut job) = waiting.pop_front() {
             let ran = self.run_one(&mut *job);
             batch.push(job);
-            ran?;
+            if !ran? {
+                let what = "a change failed half-way; nothing of its batch was kept";
+                return Ok(Some(Err(StateError::Other(what.to_owned()))));
+            }
             if since.elapsed() >= LONGEST_BATCH {
                 break;
             }
@@ -264,13 +292,18 @@ impl Thread {
         }
     }
 
-    /// Runs one job so that it leaves nothing behind when it fails.
-    fn run_one(&self, job: &mut dyn Job) -> rusqlite::Result<()> {
+    /// Runs one job so that it leaves nothing behind when it fails; false when it did all the same.
+    fn run_one(&self, job: &mut dyn Job) -> rusqlite::Result<bool> {
+        if job.looks_first() {
+            let before = self.connection.total_changes();
+            return Ok(job.run(&self.connection) || self.connection.total_changes() == before);
+        }
         self.execute("SAVEPOINT job")?;
         if !job.run(&self.connection) {
             self.execute("ROLLBACK TO job")?;
         }
-        self.execute("RELEASE job")
+        self.execute("RELEASE job")?;
+        Ok(true)
     }
 
     fn execute(&self, sql: &str) -> rusqlite::Result<()> {

@@ -247,3 +247,23 @@ async fn a_state_that_cannot_be_written_grants_nothing() {
     assert_eq!(problem, None);
     assert_eq!(api.lease().await["slot"], 0, "the other process is well");
 }
+
+#[tokio::test]
+async fn what_is_old_is_forgotten_and_what_is_open_is_not() {
+    use pool::state::Retention;
+    let api = Api::new(POOL).await;
+    let (kept, ended) = (api.lease().await, api.lease().await);
+    api.delete(&format!("/v1/leases/{}", id(&ended))).await;
+    let day = Duration::from_secs(86_400);
+    let keep = Retention { events: day * 30, leases: day * 7, keys: day };
+    assert_eq!(api.store.forget_old(keep).await, Ok(false));
+    assert_eq!(api.get(&format!("/v1/leases/{}", id(&ended))).await.status, 200, "not yet");
+    api.advance(day * 8);
+    api.store.forget_old(keep).await.unwrap();
+    assert_eq!(api.get(&format!("/v1/leases/{}", id(&ended))).await.status, 404);
+    assert_eq!(api.get(&format!("/v1/leases/{}", id(&kept))).await.status, 200, "it is open");
+    assert!(!api.store.events(EventFilter::default()).await.unwrap().is_empty());
+    api.advance(day * 23);
+    api.store.forget_old(keep).await.unwrap();
+    assert_eq!(api.store.events(EventFilter::default()).await, Ok(Vec::new()));
+}

@@ -11,7 +11,7 @@
 mod given;
 mod tasks;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use super::vitals::Prober;
 use super::watcher::{Unwatched, Watcher};
 use crate::clock::{Clock, Stopwatch};
 use crate::lease::line::Place;
-use crate::lease::{After, Ask, Ending, LeaseId, Line, Outcome};
+use crate::lease::{After, Ask, Ending, LeaseId, Line, Outcome, Selector};
 use crate::state::{Ended, Granted, Lease, Renewed, StateError, Store};
 use crate::worker::PoolId;
 
@@ -35,8 +35,8 @@ const GLANCE: Duration = Duration::from_millis(50);
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 /// How many requests may wait; more would only wait in vain.
 const MOST_WAITING: usize = 10_000;
-/// How many of them are looked at in one transaction.
-const AT_ONCE: usize = 1_000;
+/// How many requests for the same are looked at in one transaction; the rest have to wait anyway.
+const AT_ONCE: usize = 64;
 /// How many workers beyond those that are needed are probed at once: one that hangs must not be waited for.
 const HEDGE: usize = 2;
 
@@ -315,7 +315,17 @@ impl Desk {
     async fn round(self: &Arc<Self>) -> Result<(), StateError> {
         let (places, asks): (Vec<Place>, Vec<Arc<Ask>>) = {
             let line = self.line();
-            line.iter().take(AT_ONCE).map(|(place, w)| (place, Arc::clone(&w.ask))).unzip()
+            let mut alike: HashMap<&Selector, usize> = HashMap::new();
+            let mut looked_at = Vec::new();
+            for (place, waiter) in line.iter() {
+                let before = alike.entry(&waiter.ask.selector).or_default();
+                *before += 1;
+                // A repeated request is answered whatever its place is.
+                if *before <= AT_ONCE || waiter.ask.key.is_some() {
+                    looked_at.push((place, Arc::clone(&waiter.ask)));
+                }
+            }
+            looked_at.into_iter().unzip()
         };
         if asks.is_empty() {
             return Ok(());
@@ -336,7 +346,11 @@ impl Desk {
                         let _hung_up = waiter.answer.send(Err(self.none_free())).is_err();
                     }
                 }
-                Ok(Outcomes::Answer(answer)) => self.hand_over(place, ask, answer),
+                Ok(Outcomes::Answer(answer)) => {
+                    self.hand_over(place, ask, answer);
+                    // Those behind may have been too many to be looked at.
+                    self.wake.notify_one();
+                }
                 Err(error) => {
                     if let Some(waiter) = self.line().leave(place) {
                         let _hung_up = waiter.answer.send(Err(error)).is_err();

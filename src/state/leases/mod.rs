@@ -157,7 +157,7 @@ impl Store {
     ) -> Result<T, StateError> {
         let (now, offers, entropy) = (self.now(), Arc::clone(&self.offers), self.entropy.clone());
         self.writer
-            .run(move |connection| {
+            .run_without_savepoint(move |connection| {
                 let nonce = || u32::from_ne_bytes(entropy.bytes());
                 let desk = Desk { connection, offers: &offers, now, vouch: &*vouch, nonce: &nonce };
                 desk.grant_all(&asks).map(wrap)
@@ -173,7 +173,11 @@ impl Store {
         ttl: Option<Duration>,
     ) -> Result<Renewed, StateError> {
         let (now, offers) = (self.now(), Arc::clone(&self.offers));
-        self.writer.run(move |connection| renew(connection, &offers, id, fence, ttl, now)).await
+        self.writer
+            .run_without_savepoint(move |connection| {
+                renew(connection, &offers, id, fence, ttl, now)
+            })
+            .await
     }
 
     /// Ends a lease; `None` when there is no such lease, or it ended before.
@@ -184,7 +188,7 @@ impl Store {
     ) -> Result<Option<Ended>, StateError> {
         let (now, offers) = (self.now(), Arc::clone(&self.offers));
         self.writer
-            .run(move |connection| {
+            .run_without_savepoint(move |connection| {
                 let open = end::open_lease(connection, id)?;
                 open.map(|open| end::end(connection, &offers, &open, ending, now)).transpose()
             })

@@ -39,7 +39,7 @@ CREATE TABLE lease (
     uses        INTEGER NOT NULL,      -- how many leases the worker had, this one included
     trouble     TEXT,                  -- what became of the worker meanwhile
     ended_at    INTEGER,               -- NULL while it is open
-    ending      TEXT                   -- ok, job_failed, infra_failed, expired, abandoned, worker_lost
+    ending      TEXT                   -- ok, job_failed, infra_failed, expired, abandoned
 ) STRICT;
 
 CREATE UNIQUE INDEX lease_open ON lease (worker) WHERE ended_at IS NULL;
