@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 pub use self::given::{AcquireError, Given};
 
@@ -385,8 +385,10 @@ impl Desk {
             }
             let desk = Arc::clone(self);
             tokio::spawn(async move {
-                // A state that cannot be written leaves the worker stale: it is not given.
-                let _stays_stale = desk.prober.verify(row).await.is_err();
+                // Without an answer the worker stays stale, and is not given; it is asked again in a moment.
+                if desk.prober.verify(row).await.is_err() {
+                    sleep(GLANCE * 4).await;
+                }
                 desk.prober.finish(row);
                 desk.wake.notify_one();
             });

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::{sleep, timeout};
 
 use super::heal::observer;
@@ -163,12 +163,7 @@ async fn stand(keeper: &Keeper, pools: &[LoadedPool], digest: &str) -> Result<St
 async fn apply(keeper: &Keeper, pools: &[LoadedPool], digest: &str) -> Result<(), PoolError> {
     let mut concerned: BTreeSet<PoolId> = keeper.store.pool_ids().await?;
     concerned.extend(pools.iter().map(|pool| pool.config.pool_id.clone()));
-    let mut alone = Vec::new();
-    let mut holds = Vec::new();
-    for pool in &concerned {
-        alone.push(keeper.alone(pool).await);
-        holds.push(hold(keeper, pool).await?);
-    }
+    let (_alone, holds) = hold_all(keeper, &concerned).await?;
     let outcome = under_locks(keeper, pools, &holds).await;
     for hold in holds {
         hold.give_back().await?;
@@ -180,20 +175,38 @@ async fn apply(keeper: &Keeper, pools: &[LoadedPool], digest: &str) -> Result<()
     Ok(())
 }
 
-/// Waits for whoever works on the pool.
-async fn hold(keeper: &Keeper, pool: &PoolId) -> Result<Hold, StateError> {
+/// Takes the locks of all these pools. While somebody else has one of them, none is held: the others can be
+/// healed meanwhile.
+async fn hold_all(
+    keeper: &Keeper,
+    pools: &BTreeSet<PoolId>,
+) -> Result<(Vec<OwnedMutexGuard<()>>, Vec<Hold>), StateError> {
     let mut told = false;
     loop {
-        match Hold::take(&keeper.store, pool).await {
-            Err(error @ StateError::Locked { .. }) => {
-                if !told {
-                    told = true;
-                    tracing::info!(%error, "waiting to apply the files");
+        let mut alone = Vec::new();
+        let mut holds = Vec::new();
+        let mut locked = None;
+        for pool in pools {
+            alone.push(keeper.alone(pool).await);
+            match Hold::take(&keeper.store, pool).await {
+                Ok(hold) => holds.push(hold),
+                Err(error @ StateError::Locked { .. }) => {
+                    locked = Some(error);
+                    break;
                 }
-                sleep(LOCKED).await;
+                Err(error) => return Err(error),
             }
-            hold => return hold,
         }
+        let Some(error) = locked else { return Ok((alone, holds)) };
+        for hold in holds {
+            hold.give_back().await?;
+        }
+        if !told {
+            told = true;
+            tracing::info!(%error, "waiting to apply the files");
+        }
+        drop(alone);
+        sleep(LOCKED).await;
     }
 }
 
