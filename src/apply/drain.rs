@@ -81,7 +81,7 @@ impl PoolRun<'_> {
     async fn expire(&self) -> Result<(), StepError> {
         let store = &self.applier.store;
         if !store.is_served().await? {
-            store.expire_leases(Timestamp::MIN, RESPITE).await?;
+            store.expire_leases(store.now(), Timestamp::MIN, RESPITE).await?;
         }
         Ok(())
     }

@@ -61,7 +61,12 @@ impl<'a> Picker<'a> {
 
     /// Returns whether there are as many as were asked for.
     pub fn is_complete(&self) -> bool {
-        self.taken.len() >= self.wanted
+        self.missing() == 0
+    }
+
+    /// Returns how many more are needed.
+    pub fn missing(&self) -> usize {
+        self.wanted.saturating_sub(self.taken.len())
     }
 
     /// Returns the workers that were taken, and those that are only stale.

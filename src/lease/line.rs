@@ -37,6 +37,11 @@ impl<T> Line<T> {
         self.waiting.remove(&place)
     }
 
+    /// Returns who stands there, if they still do.
+    pub fn get(&self, place: Place) -> Option<&T> {
+        self.waiting.get(&place)
+    }
+
     /// Returns those who wait, whose turn is first first.
     pub fn iter(&self) -> impl Iterator<Item = (Place, &T)> {
         self.waiting.iter().map(|(place, who)| (*place, who))

@@ -28,7 +28,7 @@ use super::types::{
 };
 use crate::config::StaticPoolConfig;
 use crate::desired::{DesiredPool, Spec};
-use crate::worker::{Generation, PoolId, Slot, WorkerName};
+use crate::worker::{Generation, Phase, PoolId, Slot, WorkerName};
 
 /// One pool's part of the plan's input.
 pub(super) struct PoolInput<'a> {
@@ -295,7 +295,10 @@ impl<'a> PoolInput<'a> {
         // up, may always go.
         let serves = |slot: &&SlotInput<'_>| {
             slots.kept.contains(&slot.slot)
-                && slot.occupants.iter().any(|occupant| occupant.condition == Condition::Serving)
+                && slot.occupants.iter().any(|occupant| {
+                    occupant.condition == Condition::Serving
+                        && occupant.recorded.phase == Phase::Ready
+                })
         };
         let serving = count(slots.by_number.values().filter(serves).count());
         Budget {

@@ -320,7 +320,7 @@ fn is_retired(old: &Occupant<'_>) -> bool {
 fn why_create(gone: &Occupant<'_>) -> Reason {
     match gone.condition {
         Condition::Failed => Reason::CreateBecauseFailed,
-        Condition::Missing => Reason::CreateBecauseMissing,
+        Condition::Missing | Condition::Unhealthy => Reason::CreateBecauseMissing,
         _ => Reason::CreateBecauseInterrupted,
     }
 }

@@ -228,7 +228,8 @@ impl Store {
         (!self.ephemeral).then(|| self.secret_key.clone())
     }
 
-    fn now(&self) -> Timestamp {
+    /// Returns what the state's clock tells.
+    pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 

@@ -272,7 +272,12 @@ impl Thread {
         while let Some(mut job) = waiting.pop_front() {
             let ran = self.run_one(&mut *job);
             batch.push(job);
-            if !ran? {
+            let kept = ran?;
+            if self.connection.is_autocommit() {
+                // SQLite rolls everything back by itself when it has no space, no memory or no disk.
+                return Ok(Some(Err(self.why_rolled_back())));
+            }
+            if !kept {
                 let what = "a change failed half-way; nothing of its batch was kept";
                 return Ok(Some(Err(StateError::Other(what.to_owned()))));
             }
@@ -290,6 +295,21 @@ impl Thread {
             CommitFault::DiskFull => Ok(Some(Err(StateError::Full(self.path.clone())))),
             CommitFault::Die => Ok(None),
         }
+    }
+
+    /// Says why SQLite gave the transaction up: whatever a write says now.
+    fn why_rolled_back(&self) -> StateError {
+        let probe = self.execute("BEGIN IMMEDIATE").and_then(|()| {
+            let touched = self.execute("UPDATE meta SET value = value WHERE key = 'deployment'");
+            touched.and(self.execute("COMMIT"))
+        });
+        if !self.connection.is_autocommit() {
+            let _nothing_left_to_do = self.execute("ROLLBACK").is_err();
+        }
+        probe.err().map_or_else(
+            || StateError::Other("SQLite gave a transaction up; nothing of it was kept".to_owned()),
+            |error| translate(&error, &self.path),
+        )
     }
 
     /// Runs one job so that it leaves nothing behind when it fails; false when it did all the same.

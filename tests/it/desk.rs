@@ -129,10 +129,13 @@ async fn an_expired_lease_is_reclaimed_after_the_servers_respite() {
     api.advance(Duration::from_secs(30));
     // No lease expires within a minute of the server's start.
     let respite = start + jiff::SignedDuration::from_secs(60);
-    assert_eq!(api.store.expire_leases(respite, Duration::ZERO).await.unwrap(), []);
+    assert_eq!(
+        api.store.expire_leases(api.store.now(), respite, Duration::ZERO).await.unwrap(),
+        []
+    );
     assert_eq!(api.get(&format!("/v1/leases/{}", id(&lease))).await.body["ended_at"], Value::Null);
     api.advance(Duration::from_secs(31));
-    let ended = api.store.expire_leases(respite, Duration::ZERO).await.unwrap();
+    let ended = api.store.expire_leases(api.store.now(), respite, Duration::ZERO).await.unwrap();
     assert_eq!(ended.len(), 1);
     let told = api.get(&format!("/v1/leases/{}", id(&lease))).await.body;
     assert_eq!(told["ending"], "expired");

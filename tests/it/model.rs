@@ -162,7 +162,7 @@ impl Model {
     async fn wait(&mut self, seconds: i64) -> Result<(), TestCaseError> {
         self.now.fetch_add(seconds * 1000, Ordering::SeqCst);
         let now = self.time();
-        let ended = self.store.expire_leases(Timestamp::MIN, Duration::ZERO).await.unwrap();
+        let ended = self.store.expire_leases(now, Timestamp::MIN, Duration::ZERO).await.unwrap();
         for known in self.leases.iter_mut().filter(|known| known.open) {
             let over = known.expires_at < now;
             let reclaimed = ended.iter().any(|ended| ended.name.slot.0 == known.slot);

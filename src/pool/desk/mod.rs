@@ -37,8 +37,6 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 const MOST_WAITING: usize = 10_000;
 /// How many requests for the same are looked at in one transaction; the rest have to wait anyway.
 const AT_ONCE: usize = 64;
-/// How many workers beyond those that are needed are probed at once: one that hangs must not be waited for.
-const HEDGE: usize = 2;
 
 /// Somebody in line.
 #[derive(Debug)]
@@ -47,7 +45,7 @@ struct Waiter {
     since: Stopwatch,
     /// Whether it is only there until the stale workers are probed.
     only_for_probes: bool,
-    answer: oneshot::Sender<Result<Answer, AcquireError>>,
+    answer: oneshot::Sender<Result<Given, AcquireError>>,
 }
 
 #[derive(Debug)]
@@ -162,6 +160,13 @@ impl Desk {
         }
         let ask = Arc::new(ask);
         let nobody_waits = self.line().is_empty();
+        if let Some(key) = ask.key.filter(|_| !nobody_waits)
+            && let Some(answer) = self.store.replay(key).await?
+            && let Outcomes::Answer(answer) = outcome(answer)?
+        {
+            // A repeated request is answered whatever its place would be.
+            return Ok(self.note(self.guard(&ask, answer), since));
+        }
         let stale = if nobody_waits {
             match self.try_now(&ask).await? {
                 Tried::Given(given) => return Ok(self.note(given, since)),
@@ -179,6 +184,9 @@ impl Desk {
         let waiter = Waiter { ask: Arc::clone(&ask), since, only_for_probes, answer };
         let _place = {
             let mut line = self.line();
+            if self.closing.load(Ordering::SeqCst) {
+                return Err(AcquireError::Closing);
+            }
             if line.len() >= MOST_WAITING {
                 return Err(AcquireError::LineFull);
             }
@@ -188,10 +196,7 @@ impl Desk {
         self.wake.notify_one();
         let left = patience.saturating_sub(since.elapsed());
         match timeout(left, answered).await {
-            Ok(Ok(Ok(answer))) => {
-                let given = self.guard(&ask, answer);
-                Ok(self.note(given, since))
-            }
+            Ok(Ok(Ok(given))) => Ok(self.note(given, since)),
             Ok(Ok(Err(error))) => Err(error),
             Ok(Err(_)) => Err(AcquireError::Closing),
             Err(_) => Err(self.none_free()),
@@ -320,8 +325,7 @@ impl Desk {
             for (place, waiter) in line.iter() {
                 let before = alike.entry(&waiter.ask.selector).or_default();
                 *before += 1;
-                // A repeated request is answered whatever its place is.
-                if *before <= AT_ONCE || waiter.ask.key.is_some() {
+                if *before <= AT_ONCE {
                     looked_at.push((place, Arc::clone(&waiter.ask)));
                 }
             }
@@ -335,9 +339,9 @@ impl Desk {
         for ((place, ask), answer) in places.into_iter().zip(&asks).zip(answers) {
             match outcome(answer) {
                 Ok(Outcomes::Wait(stale)) => {
-                    let probing = self.probe_some(&stale, ask.count as usize + HEDGE);
+                    let probing = self.probe_some(&stale);
                     let mut line = self.line();
-                    let only_for_probes = line.iter().any(|(p, w)| p == place && w.only_for_probes);
+                    let only_for_probes = line.get(place).is_some_and(|w| w.only_for_probes);
                     if only_for_probes
                         && !probing
                         && let Some(waiter) = line.leave(place)
@@ -361,24 +365,18 @@ impl Desk {
         Ok(())
     }
 
-    /// Hands leases to whoever waits at `place`, or takes them back when it hung up.
+    /// Hands leases to whoever waits at `place`. Wherever they are dropped on the way, they are taken back.
     fn hand_over(&self, place: Place, ask: &Ask, answer: Answer) {
-        let waiter = self.line().leave(place);
-        let refused = match waiter {
-            Some(waiter) => match waiter.answer.send(Ok(answer)) {
-                Ok(()) => return,
-                Err(Ok(answer)) => Some(answer),
-                Err(Err(_)) => None,
-            },
-            None => Some(answer),
-        };
-        drop(refused.map(|answer| self.guard(ask, answer)));
+        let given = self.guard(ask, answer);
+        if let Some(waiter) = self.line().leave(place) {
+            let _taken_back = waiter.answer.send(Ok(given)).is_err();
+        }
     }
 
     /// Has some stale workers probed; returns whether any is being probed.
-    fn probe_some(self: &Arc<Self>, stale: &[i64], most: usize) -> bool {
+    fn probe_some(self: &Arc<Self>, stale: &[i64]) -> bool {
         let mut begun = 0;
-        for row in stale.iter().copied().take(most) {
+        for row in stale.iter().copied() {
             begun += 1;
             if !self.prober.begin(row) {
                 continue;

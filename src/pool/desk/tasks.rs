@@ -50,9 +50,10 @@ pub(super) async fn expire(desk: Weak<Desk>) {
     loop {
         {
             let Some(open) = desk.upgrade() else { return };
-            let not_before = respite.look(open.clock.now(), since.elapsed());
+            let now = open.clock.now();
+            let not_before = respite.look(now, since.elapsed());
             since = Stopwatch::start();
-            while let Ok(ended) = open.store.expire_leases(not_before, Duration::ZERO).await {
+            while let Ok(ended) = open.store.expire_leases(now, not_before, Duration::ZERO).await {
                 for ended in &ended {
                     open.settle(ended);
                 }

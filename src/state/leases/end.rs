@@ -11,7 +11,7 @@ use crate::lease::{After, Ending, LeaseId, Outcome, Retirement, Usage, terms};
 use crate::state::error::StateError;
 use crate::state::event::{self, NewEvent};
 use crate::state::load::{from_ms, to_ms};
-use crate::state::offers::Offers;
+use crate::state::offers::{Offer, Offers};
 use crate::state::writer::JobError;
 use crate::worker::{Generation, Phase, PoolId, Slot, WorkerName};
 
@@ -78,7 +78,8 @@ fn leased_worker(connection: &Connection, row: i64) -> Result<Option<LeasedWorke
     }))
 }
 
-/// Ends an open lease, and decides what becomes of its worker.
+/// Ends an open lease, and decides what becomes of its worker. Everything is read before anything is
+/// written.
 pub(crate) fn end(
     connection: &Connection,
     offers: &Offers,
@@ -86,15 +87,22 @@ pub(crate) fn end(
     ending: Ending,
     now: Timestamp,
 ) -> Result<Ended, JobError> {
+    let pool: PoolId =
+        open.pool.parse().map_err(|error| StateError::Conflict(format!("{error}")))?;
+    let worker = leased_worker(connection, open.worker)?;
+    // A config that this version cannot read keeps no lease open.
+    let offer = match offers.of_pool(connection, &pool) {
+        Err(JobError::State(_)) => None,
+        offer => offer?,
+    };
+    let after =
+        worker.as_ref().map_or(After::Ready, |worker| after(worker, offer.as_deref(), ending, now));
     connection
         .prepare_cached("UPDATE lease SET ended_at = ?2, ending = ?3 WHERE id = ?1")?
         .execute((open.id.number, to_ms(now), ending.as_str()))?;
-    let pool: PoolId =
-        open.pool.parse().map_err(|error| StateError::Conflict(format!("{error}")))?;
-    let after = match leased_worker(connection, open.worker)? {
-        Some(worker) => settle(connection, offers, (&pool, open), &worker, ending, now)?,
-        None => After::Ready,
-    };
+    if let Some(worker) = &worker {
+        settle(connection, offer.as_deref(), open, worker, (ending, after), now)?;
+    }
     let key = (Slot(open.slot), Generation(open.generation));
     event::write(
         connection,
@@ -108,38 +116,46 @@ pub(crate) fn end(
             phases: (None, None),
         },
     )?;
-    Ok(Ended { name: WorkerName::new(pool, key.0, key.1), worker: open.worker, ending, after })
+    let name = WorkerName::new(pool, key.0, key.1);
+    Ok(Ended { name, worker: open.worker, ending, after })
+}
+
+/// What the pool's terms say, and what the worker's own state adds to them.
+fn after(worker: &LeasedWorker, offer: Option<&Offer>, ending: Ending, now: Timestamp) -> After {
+    let goes_already = !matches!(worker.phase, Phase::Ready | Phase::Unhealthy);
+    if goes_already {
+        return After::Heal;
+    }
+    if worker.retired {
+        return After::Retire(Retirement::Requested);
+    }
+    let Some(offer) = offer else { return After::Heal };
+    let age = Duration::try_from(now.duration_since(worker.created_at)).unwrap_or_default();
+    let outdated = offer.spec_hash.as_ref().is_some_and(|hash| *hash != worker.spec_hash);
+    let usage = Usage { uses: worker.uses, age, blames: worker.blames, outdated };
+    match terms::after(ending, usage, &offer.config.leases) {
+        // One that failed meanwhile, or that is wanted without a lease, is not ready for the next one.
+        After::Ready if worker.phase != Phase::Ready || worker.draining => After::Heal,
+        after => after,
+    }
 }
 
 /// Moves a worker whose lease ended to where its pool's terms want it.
 fn settle(
     connection: &Connection,
-    offers: &Offers,
-    (pool, open): (&PoolId, &OpenLease),
+    offer: Option<&Offer>,
+    open: &OpenLease,
     worker: &LeasedWorker,
-    ending: Ending,
+    (ending, after): (Ending, After),
     now: Timestamp,
-) -> Result<After, JobError> {
-    let offer = offers.of_pool(connection, pool)?;
+) -> Result<(), JobError> {
     let blames = match ending {
         Ending::Released(Outcome::InfraFailed) => worker.blames + 1,
         Ending::Released(Outcome::Ok) => 0,
         _ => worker.blames,
     };
-    let age = Duration::try_from(now.duration_since(worker.created_at)).unwrap_or_default();
-    let after = match &offer {
-        _ if worker.phase == Phase::Ready && worker.retired => After::Retire(Retirement::Requested),
-        // A worker that failed meanwhile, or that goes, is not ready, whoever gives it back.
-        _ if worker.phase != Phase::Ready || worker.draining => After::Heal,
-        None => After::Ready,
-        Some(offer) => {
-            let outdated = offer.spec_hash.as_ref().is_some_and(|hash| *hash != worker.spec_hash);
-            let usage = Usage { uses: worker.uses, age, blames: worker.blames, outdated };
-            terms::after(ending, usage, &offer.config.leases)
-        }
-    };
-    let least_recent =
-        offer.as_ref().is_some_and(|offer| offer.config.leases.pick == Pick::LeastRecentlyUsed);
+    let leases = offer.map(|offer| &offer.config.leases);
+    let least_recent = leases.is_some_and(|leases| leases.pick == Pick::LeastRecentlyUsed);
     let rank = if least_recent { to_ms(now) } else { i64::from(open.slot) };
     // Who was blamed is probed before anybody else gets it.
     let suspect = ending == Ending::Released(Outcome::InfraFailed) && after == After::Ready;
@@ -149,42 +165,39 @@ fn settle(
              WHERE id = ?1",
         )?
         .execute((open.worker, rank, blames, suspect))?;
-    let recycling = offer.and_then(|offer| offer.config.leases.recycle.clone());
+    let from = worker.phase;
     match after {
-        After::Ready | After::Heal => {}
+        After::Ready | After::Heal => Ok(()),
         After::Recycle => {
-            let limit = recycling.map_or(Duration::ZERO, |recycle| recycle.timeout.get());
+            let recycle = leases.and_then(|leases| leases.recycle.as_ref());
+            let limit = recycle.map_or(Duration::ZERO, |recycle| recycle.timeout.get());
             let deadline = now.checked_add(limit * RECYCLE_ATTEMPTS).unwrap_or(Timestamp::MAX);
-            move_worker(connection, open, Phase::Recycling, Some(deadline), ending.as_str(), now)?;
+            let to = (from, Phase::Recycling);
+            move_worker(connection, open, to, Some(deadline), ending.as_str(), now)
         }
-        After::Retire(why) => retire(connection, open, why, now)?,
+        After::Retire(why) => {
+            connection
+                .prepare_cached(
+                    "UPDATE worker SET retired = coalesce(retired, ?2), cordoned = 1, draining = 1
+                     WHERE id = ?1",
+                )?
+                .execute((open.worker, why.as_str()))?;
+            move_worker(connection, open, (from, Phase::Deleting), None, why.as_str(), now)
+        }
         After::Quarantine => {
             let why = "blamed by its holders";
-            move_worker(connection, open, Phase::Quarantined, None, why, now)?;
+            move_worker(connection, open, (from, Phase::Quarantined), None, why, now)
         }
     }
-    Ok(after)
 }
 
 /// How often a worker is cleaned in vain before it is replaced.
 pub const RECYCLE_ATTEMPTS: u32 = 3;
 
-fn retire(
-    connection: &Connection,
-    open: &OpenLease,
-    why: Retirement,
-    now: Timestamp,
-) -> Result<(), JobError> {
-    connection
-        .prepare_cached("UPDATE worker SET retired = coalesce(retired, ?2), cordoned = 1, draining = 1 WHERE id = ?1")?
-        .execute((open.worker, why.as_str()))?;
-    move_worker(connection, open, Phase::Deleting, None, why.as_str(), now)
-}
-
 fn move_worker(
     connection: &Connection,
     open: &OpenLease,
-    to: Phase,
+    (from, to): (Phase, Phase),
     deadline: Option<Timestamp>,
     why: &str,
     now: Timestamp,
@@ -192,9 +205,9 @@ fn move_worker(
     connection
         .prepare_cached(
             "UPDATE worker SET phase = ?2, phase_since = ?3, phase_deadline = ?4
-             WHERE id = ?1 AND phase = 'ready'",
+             WHERE id = ?1 AND phase = ?5",
         )?
-        .execute((open.worker, to.as_str(), to_ms(now), deadline.map(to_ms)))?;
+        .execute((open.worker, to.as_str(), to_ms(now), deadline.map(to_ms), from.as_str()))?;
     event::write(
         connection,
         &NewEvent {
@@ -204,7 +217,7 @@ fn move_worker(
             kind: "phase",
             who: &open.holder,
             why,
-            phases: (Some(Phase::Ready), Some(to)),
+            phases: (Some(from), Some(to)),
         },
     )
 }

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 
 use super::{Granted, LEASE, Lease, Vouch, lease};
 use crate::desired::Spec;
+use crate::lease::ask::AskKey;
 use crate::lease::choose::{Candidate, is_fresh};
 use crate::lease::{Ask, LeaseId, Picker, Selector, terms};
 use crate::state::error::StateError;
@@ -16,6 +17,9 @@ use crate::state::load::{from_ms, to_ms};
 use crate::state::offers::{Offer, Offers};
 use crate::state::writer::JobError;
 use crate::worker::{Generation, Slot, WorkerName};
+
+/// How many stale workers beyond those that are needed are probed at once: one may hang.
+const HEDGE: usize = 2;
 
 /// What granting needs, inside one transaction.
 pub(super) struct Desk<'a> {
@@ -57,7 +61,8 @@ impl Desk<'_> {
                 continue;
             }
             let answer = self.grant(ask, &mut set_aside)?;
-            if matches!(answer, Granted::NoneFree(_)) && ask.avoid.is_empty() {
+            let in_vain_too = matches!(&answer, Granted::NoneFree(stale) if stale.is_empty());
+            if in_vain_too && ask.avoid.is_empty() {
                 in_vain.insert(&ask.selector);
             }
             answers.push(answer);
@@ -66,7 +71,9 @@ impl Desk<'_> {
     }
 
     fn grant(&self, ask: &Ask, set_aside: &mut BTreeSet<i64>) -> Result<Granted, JobError> {
-        if let Some(answer) = self.replay(ask)? {
+        if let Some(key) = ask.key
+            && let Some(answer) = replay(self.connection, self.offers, key)?
+        {
             return Ok(answer);
         }
         let offers = match &ask.selector.pool {
@@ -90,9 +97,11 @@ impl Desk<'_> {
                 taken.push(TakenIn { offer: Arc::clone(offer), workers });
             }
         }
-        let complete = picker.is_complete();
-        let (rows, stale) = picker.into_parts();
-        if !complete {
+        let missing = picker.missing();
+        let (rows, mut stale) = picker.into_parts();
+        if missing > 0 {
+            // Only as many as it needs: those behind may have the others probed.
+            stale.truncate(missing + HEDGE);
             set_aside.extend(rows);
             set_aside.extend(&stale);
             return Ok(Granted::NoneFree(stale));
@@ -174,7 +183,10 @@ impl Desk<'_> {
             };
             let ready_since = from_ms(row.get(7)?);
             let probed = self.vouch.verified_at(id);
-            let verified_at = probed.map_or(ready_since, |probed| probed.max(ready_since));
+            // The latest that is not in the future: the clock may have been set back since.
+            let known = [probed, Some(ready_since)].into_iter().flatten();
+            let verified_at = known.clone().filter(|at| *at <= self.now).max();
+            let verified_at = verified_at.or(known.max()).unwrap_or(ready_since);
             let candidate = Candidate {
                 row: id,
                 name: &name,
@@ -270,33 +282,6 @@ impl Desk<'_> {
         })
     }
 
-    /// Answers a repeated request as it was answered before.
-    fn replay(&self, ask: &Ask) -> Result<Option<Granted>, JobError> {
-        let Some(key) = ask.key else { return Ok(None) };
-        let sql = "SELECT body, leases FROM request_key WHERE key = ?1";
-        let known: Option<(Vec<u8>, String)> = self
-            .connection
-            .prepare_cached(sql)?
-            .query_row([&key.key[..]], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
-        let Some((body, leases)) = known else { return Ok(None) };
-        if body != key.body {
-            return Ok(Some(Granted::KeyConflict));
-        }
-        let numbers: Vec<i64> = serde_json::from_str(&leases).unwrap_or_default();
-        let mut found = Vec::new();
-        for number in numbers {
-            let sql = format!("{LEASE} WHERE lease.id = ?1 AND lease.ended_at IS NULL");
-            let mut statement = self.connection.prepare_cached(&sql)?;
-            let mut rows = statement.query([number])?;
-            match rows.next()? {
-                Some(row) => found.push(lease(self.connection, self.offers, row)?),
-                None => return Ok(Some(Granted::KeyGone)),
-            }
-        }
-        Ok(Some(Granted::Replay(found)))
-    }
-
     fn remember(&self, ask: &Ask, leases: &[Lease]) -> Result<(), JobError> {
         let Some(key) = ask.key else { return Ok(()) };
         let numbers: Vec<i64> = leases.iter().map(|lease| lease.id.number).collect();
@@ -308,4 +293,33 @@ impl Desk<'_> {
             .execute((to_ms(self.now), &key.key[..], &key.body[..], numbers))?;
         Ok(())
     }
+}
+
+/// Answers a repeated request as it was answered before.
+pub(super) fn replay(
+    connection: &Connection,
+    offers: &Offers,
+    key: AskKey,
+) -> Result<Option<Granted>, JobError> {
+    let sql = "SELECT body, leases FROM request_key WHERE key = ?1";
+    let known: Option<(Vec<u8>, String)> = connection
+        .prepare_cached(sql)?
+        .query_row([&key.key[..]], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((body, leases)) = known else { return Ok(None) };
+    if body != key.body {
+        return Ok(Some(Granted::KeyConflict));
+    }
+    let numbers: Vec<i64> = serde_json::from_str(&leases).unwrap_or_default();
+    let mut found = Vec::new();
+    for number in numbers {
+        let sql = format!("{LEASE} WHERE lease.id = ?1 AND lease.ended_at IS NULL");
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut rows = statement.query([number])?;
+        match rows.next()? {
+            Some(row) => found.push(lease(connection, offers, row)?),
+            None => return Ok(Some(Granted::KeyGone)),
+        }
+    }
+    Ok(Some(Granted::Replay(found)))
 }

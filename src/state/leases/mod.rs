@@ -29,6 +29,7 @@ use super::load::{from_ms, to_ms};
 use super::offers::Offers;
 use super::writer::JobError;
 use crate::desired::Spec;
+use crate::lease::ask::AskKey;
 use crate::lease::{After, Ask, Ending, LeaseId, Requirement, terms};
 use crate::worker::{Generation, PoolId, Slot, WorkerName};
 
@@ -165,6 +166,12 @@ impl Store {
             .await
     }
 
+    /// Returns what a repeated request was answered with before; `None` for one that is new.
+    pub async fn replay(&self, key: AskKey) -> Result<Option<Granted>, StateError> {
+        let offers = Arc::clone(&self.offers);
+        self.read(move |connection| grant::replay(connection, &offers, key)).await
+    }
+
     /// Makes a lease last for another while; it never gets shorter.
     pub async fn renew(
         &self,
@@ -199,11 +206,12 @@ impl Store {
     /// at once, to keep the transaction short.
     pub async fn expire_leases(
         &self,
+        now: Timestamp,
         not_before: Timestamp,
         grace: Duration,
     ) -> Result<Vec<Ended>, StateError> {
         const AT_ONCE: i64 = 100;
-        let (now, offers) = (self.now(), Arc::clone(&self.offers));
+        let offers = Arc::clone(&self.offers);
         self.writer
             .run(move |connection| {
                 if now < not_before {
