@@ -248,8 +248,13 @@ impl<'a> PoolRun<'a> {
             }
             Some(_) | None => None,
         };
-        if let Some(config) = plan.config.as_ref().filter(|_| plan.records_config) {
-            applier.store.record_config(lock, config, &plan.place).await?;
+        match plan.config.as_ref().filter(|_| plan.records_config) {
+            Some(config) => applier.store.record_config(lock, config, &plan.place).await?,
+            // From here on nobody is to bring it back, or to lease of it.
+            None if plan.config.is_none() && plan.records_config => {
+                applier.store.record_going(lock).await?;
+            }
+            None => {}
         }
         let (stop, draining_since) = (AtomicBool::new(false), OnceLock::new());
         let run = Self { applier, plan, lock, calls, spec, new, stop, draining_since };

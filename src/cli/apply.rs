@@ -285,7 +285,8 @@ fn report(context: &Context, outcomes: &[PoolOutcome], mode: PlanMode, json: boo
         for (worker, why) in &outcome.failures {
             let head = printer.error_look.removed("error:");
             let name = worker.to_string();
-            let who = if why.contains(&name) { String::new() } else { format!("{name}: ") };
+            let told = why.contains(&name) || why.starts_with("worker ");
+            let who = if told { String::new() } else { format!("{name}: ") };
             text.push_str(&format!("{head} {who}{why}\n"));
         }
     }

@@ -80,7 +80,7 @@ pub(super) async fn run(context: &Context, arguments: &Run) -> Result<Exit, CliE
     let mut signals = Signals::listen(context.world.stdin_is_terminal)?;
     let answer = tokio::select! {
         answer = client.acquire(&body, wait, None) => answer?,
-        _ = signals.next() => return Ok(Exit::Interrupted),
+        () = signals.any() => return Ok(Exit::Interrupted),
     };
     let held = Held::of(&answer["leases"][0], arguments.wanted.ttl())
         .context("the server's answer is not a lease")?;
@@ -103,17 +103,21 @@ async fn hold(
 ) -> Result<ExitStatus, CliError> {
     let mut words = arguments.command.iter();
     let program = words.next().context("there is no command")?;
-    let mut child = Command::new(program)
+    let spawned = Command::new(program)
         .args(words)
         .env("POOL_WORKER", &held.worker)
         .env("POOL_LEASE", &held.id)
         .env("POOL_ADDRESS", &held.address)
         .env("POOL_FENCE", held.fence.to_string())
-        .spawn()
-        .map_err(|error| {
+        .spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => {
             let program = program.display();
-            CliError::usage(format!("running {program}: {error}"), "check the command after `--`")
-        })?;
+            context.printer.error(&format!("error: running {program}: {error}\n"));
+            return Ok(not_run(&error));
+        }
+    };
     let mut renewing = Box::pin(renew(context, client, held));
     let lost = loop {
         tokio::select! {
@@ -201,17 +205,26 @@ impl Signals {
         })
     }
 
+    /// Returns at the next signal, whatever it is.
+    async fn any(&mut self) {
+        self.arrived().await;
+    }
+
+    async fn arrived(&mut self) -> (Signal, bool) {
+        tokio::select! {
+            _ = self.terminate.recv() => (Signal::TERM, false),
+            _ = self.hang_up.recv() => (Signal::HUP, false),
+            _ = self.interrupt.recv() => (Signal::INT, true),
+            _ = self.quit.recv() => (Signal::QUIT, true),
+            _ = self.user1.recv() => (Signal::USR1, false),
+            _ = self.user2.recv() => (Signal::USR2, false),
+        }
+    }
+
     /// Returns the next signal that has to be passed on.
     async fn next(&mut self) -> Signal {
         loop {
-            let (signal, also_from_terminal) = tokio::select! {
-                _ = self.terminate.recv() => (Signal::TERM, false),
-                _ = self.hang_up.recv() => (Signal::HUP, false),
-                _ = self.interrupt.recv() => (Signal::INT, true),
-                _ = self.quit.recv() => (Signal::QUIT, true),
-                _ = self.user1.recv() => (Signal::USR1, false),
-                _ = self.user2.recv() => (Signal::USR2, false),
-            };
+            let (signal, also_from_terminal) = self.arrived().await;
             if !(also_from_terminal && self.from_terminal) {
                 return signal;
             }
@@ -224,6 +237,12 @@ fn pass_on(child: &Child, signal: Signal) {
     if let Some(pid) = pid {
         let _ended_already = kill_process(pid, signal).is_err();
     }
+}
+
+/// What a shell's status is for a command that is not there, or that cannot be run.
+fn not_run(error: &std::io::Error) -> ExitStatus {
+    let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+    ExitStatus::from_raw(code << 8)
 }
 
 /// What a shell would say: the command's code, or 128 and the signal that ended it.

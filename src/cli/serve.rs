@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use pool_provider::SharedProvider;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -31,13 +32,29 @@ pub(super) struct Arguments {
     #[arg(value_name = "CONFIG")]
     paths: Vec<PathBuf>,
     /// Where to listen; only this machine can be let in so far
-    #[arg(long, value_name = "ADDRESS", env = "POOL_LISTEN", default_value = "127.0.0.1:7070")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "POOL_LISTEN",
+        default_value = "127.0.0.1:7070",
+        value_parser = address
+    )]
     listen: SocketAddr,
     /// What the server does by itself; `full` with files, else `heal`
     #[arg(long, value_enum, value_name = "MODE")]
     reconcile: Option<Reconcile>,
     #[command(flatten)]
     logs: LogArgs,
+}
+
+/// Reads `127.0.0.1:7070`, `localhost:7070`, `:7070` and `7070`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let local = match text.strip_prefix("localhost:").or(text.strip_prefix(':')) {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None if text.bytes().all(|byte| byte.is_ascii_digit()) => format!("127.0.0.1:{text}"),
+        None => text.to_owned(),
+    };
+    local.parse().map_err(|_| "write an address and a port, such as 127.0.0.1:7070".to_owned())
 }
 
 /// What the server does by itself.
@@ -74,6 +91,9 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     }
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    // A server without files has nothing to read again, and does not end of it.
+    let _hang_up = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+    raise_file_limit();
     let when_missing =
         if arguments.paths.is_empty() { WhenMissing::Refuse } else { WhenMissing::Create };
     let store = context.open_checked("pool serve", when_missing, Check::Later)?.with_reader()?;
@@ -87,28 +107,38 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
         let keeper = keeper(context, &store, &metrics, mode)?;
         let _watched = follow(context, arguments, &keeper, &metrics)?;
         keeper.begin();
-        let heart = tokio::spawn(beat(store.clone()));
+        let mut heart = tokio::spawn(beat(store.clone()));
         let served = Arc::new(Served { keeper, metrics, clock: context.world.clock.clone() });
         let router = serve::router(Arc::clone(&served), &context.world.entropy);
         tracing::info!(%address, state = %store.path().display(), "serving");
         notify(&[NotifyState::Ready]);
-        let mut damage = None;
+        let mut trouble = None;
         let stop = async {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
-                found = damaged(&store) => damage = Some(found),
+                found = damaged(&store) => trouble = Some(found),
+                Ok(taken) = &mut heart => trouble = Some(taken),
             }
             tracing::info!("stopping");
             notify(&[NotifyState::Stopping]);
         };
         listen::serve(listener, router, stop, || served.keeper.close()).await;
         heart.abort();
-        damage.map_or(Ok(Exit::Done), |found| Err(found.into()))
+        trouble.map_or(Ok(Exit::Done), |found| Err(found.into()))
     }
     .await;
     store.stop_serving().await?;
     outcome
+}
+
+/// Connections and local workers take a file descriptor each; shells give 1,024 to begin with.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit on open files stays");
+    }
 }
 
 /// Has the keeper follow the files, if there are any.
@@ -177,8 +207,8 @@ async fn damaged(store: &Store) -> StateError {
     }
 }
 
-/// Says to others, and to systemd, that the server lives.
-async fn beat(store: Store) {
+/// Says to others, and to systemd, that the server lives; returns once another one has the state.
+async fn beat(store: Store) -> StateError {
     let watchdog = sd_notify::watchdog_enabled().map(|every| every / 2);
     let every = watchdog.unwrap_or(holder::HEARTBEAT).min(holder::HEARTBEAT);
     loop {
@@ -186,7 +216,10 @@ async fn beat(store: Store) {
         match store.renew_serving().await {
             Ok(true) if watchdog.is_some() => notify(&[NotifyState::Watchdog]),
             Ok(true) => {}
-            Ok(false) => tracing::error!("another server has taken the state over"),
+            Ok(false) => {
+                let holder = "another server, which took it over".to_owned();
+                return StateError::Served { holder };
+            }
             Err(error) => tracing::error!(%error, "the state cannot be written"),
         }
     }

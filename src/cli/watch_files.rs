@@ -68,6 +68,7 @@ pub(super) fn watch(paths: &[PathBuf], changed: &Arc<Notify>) -> Result<WatchedF
     let tell = Arc::clone(changed);
     tokio::spawn(async move {
         while hang_up.recv().await.is_some() {
+            tracing::info!("SIGHUP: reading the files again");
             tell.notify_one();
         }
     });

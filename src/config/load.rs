@@ -114,7 +114,9 @@ fn read_path(path: &Path) -> Result<Vec<Source>, Box<Diagnostic>> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|file| {
             let extension = file.extension().and_then(|extension| extension.to_str());
-            file.is_file() && matches!(extension, Some("yaml" | "yml" | "json"))
+            // As a shell's *.yaml: editors leave files that begin with a dot.
+            let hidden = file.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
+            file.is_file() && !hidden && matches!(extension, Some("yaml" | "yml" | "json"))
         })
         .collect();
     files.sort();

@@ -178,13 +178,16 @@ pub struct RecordedWorker {
 
 /// How a worker stands with leases.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of a row, each by itself")]
 pub struct Standing {
     /// Its row.
     pub row: i64,
     /// Whether it gets no new lease.
     pub cordoned: bool,
-    /// Whether it goes once its lease has ended.
+    /// Whether it is wanted without a lease.
     pub draining: bool,
+    /// Whether an update wants that, and not a person.
+    pub drained_by_update: bool,
     /// Whether its latest probe failed.
     pub suspect: bool,
     /// Why it goes although nothing is wrong with it.

@@ -26,7 +26,7 @@ use super::slot::{self, Decision, Need, Occupant, SlotInput, Stray};
 use super::types::{
     Action, Budget, Drift, FieldChange, KeptWorker, PoolPlan, Reason, ReplaceOrder, Step, Waiting,
 };
-use crate::config::StaticPoolConfig;
+use crate::config::{StaticPoolConfig, UpdateConfig};
 use crate::desired::{DesiredPool, Spec};
 use crate::worker::{Generation, Phase, PoolId, Slot, WorkerName};
 
@@ -77,7 +77,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         config: desired.map(|desired| desired.config.clone()),
         place: desired.map(|desired| desired.place.clone()).unwrap_or_default(),
         overridden: desired.map(|desired| desired.overridden.clone()).unwrap_or_default(),
-        settings: pool.settings(!steps.is_empty()),
+        settings: [pool.settings(!steps.is_empty()), pool.undrained(&unchanged)].concat(),
         records_config: pool.records_config(),
         narrowed: pool.input.is_narrowed_within(pool.id),
         secrets: desired.map(|desired| desired.secrets.clone()).unwrap_or_default(),
@@ -90,7 +90,10 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         locked_by: pool.recorded.and_then(|recorded| recorded.locked_by.clone()),
         provisioning: config.map(|config| config.provisioning.clone()).unwrap_or_default(),
         health_check: config.map(|config| config.health_check.clone()).unwrap_or_default(),
-        drain_timeout: config.map(|c| c.update.drain_timeout.get()).unwrap_or_default(),
+        drain_timeout: config
+            .map_or_else(UpdateConfig::default, |c| c.update.clone())
+            .drain_timeout
+            .get(),
     }
 }
 
@@ -141,6 +144,24 @@ impl<'a> PoolInput<'a> {
             (Some(_), None) if !has_steps => vec![named(Some(self.id), None)],
             (None, _) | (_, None) => Vec::new(),
         }
+    }
+
+    /// Returns the workers that an earlier run drained and that stay after all.
+    fn undrained(&self, unchanged: &[KeptWorker]) -> Vec<FieldChange> {
+        let workers = self.recorded.into_iter().flat_map(|recorded| &recorded.workers);
+        let drained = workers.filter(|worker| worker.standing.drained_by_update);
+        drained
+            .filter(|worker| {
+                let RecordedWorker { slot, generation, .. } = **worker;
+                unchanged.contains(&KeptWorker { slot, generation })
+            })
+            .map(|worker| FieldChange {
+                path: format!("{}[{}].draining", self.id, worker.slot),
+                before: Some("true".to_owned()),
+                after: Some("false".to_owned()),
+                forces_replacement: false,
+            })
+            .collect()
     }
 
     /// Gathers every slot that is recorded or observed, or that the pool needs.

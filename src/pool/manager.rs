@@ -234,6 +234,12 @@ impl<T: WorkerProvider + Clone> ResourcePool for StaticPoolManager<T> {
     }
 
     fn replace(&self, worker: WorkerKey) -> PoolFuture<'_, Vec<PoolOutcome>> {
-        Box::pin(self.run(self.options(Some(worker.slot))))
+        Box::pin(async move {
+            let name = WorkerName::new(self.config.pool_id.clone(), worker.slot, worker.generation);
+            if self.store.row_of(&name).await?.is_none() {
+                return Err(PoolError::UnknownWorker(name.to_string()));
+            }
+            self.run(self.options(Some(worker.slot))).await
+        })
     }
 }

@@ -194,6 +194,8 @@ impl Reconciler {
         let mut again = self.plan(&desired, &options, true).await?.plan;
         let sweeps =
             |step: &Step| step.action == plan::Action::Delete && step.reason.is_left_behind();
+        // What a job has was waited for already.
+        let leased = |step: &Step| step.delete.iter().any(|old| old.leased);
         // A run that is narrowed to slots leaves the others alone here too.
         let narrowed: BTreeMap<&PoolId, BTreeSet<Slot>> = plan
             .pools
@@ -202,7 +204,7 @@ impl Reconciler {
             .map(|pool| (&pool.pool, pool.steps.iter().map(|step| step.slot).collect()))
             .collect();
         again.pools.retain_mut(|pool| {
-            pool.steps.retain(sweeps);
+            pool.steps.retain(|step| sweeps(step) && !leased(step));
             if let Some(slots) = narrowed.get(&pool.pool) {
                 pool.steps.retain(|step| slots.contains(&step.slot));
             }

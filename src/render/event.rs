@@ -181,8 +181,20 @@ pub struct Progress {
 struct Counts {
     total: usize,
     running: usize,
+    waiting: usize,
     done: usize,
     failed: usize,
+}
+
+impl Counts {
+    /// A step that ends was running, or waiting; which of them it was makes no difference to the counts.
+    fn end_one(&mut self) {
+        if self.running > 0 {
+            self.running -= 1;
+        } else {
+            self.waiting = self.waiting.saturating_sub(1);
+        }
+    }
 }
 
 impl Progress {
@@ -198,13 +210,17 @@ impl Progress {
         let counts = self.pools.entry(event.pool.clone()).or_default();
         match event.kind {
             ApplyEventKind::Started => counts.running += 1,
-            ApplyEventKind::Retrying { .. } | ApplyEventKind::Draining { .. } => {}
-            ApplyEventKind::Completed { .. } => {
+            ApplyEventKind::Retrying { .. } => {}
+            ApplyEventKind::Draining { .. } => {
                 counts.running = counts.running.saturating_sub(1);
+                counts.waiting += 1;
+            }
+            ApplyEventKind::Completed { .. } => {
+                counts.end_one();
                 counts.done += 1;
             }
             ApplyEventKind::Failed { .. } => {
-                counts.running = counts.running.saturating_sub(1);
+                counts.end_one();
                 counts.failed += 1;
             }
         }
@@ -216,14 +232,20 @@ impl Progress {
             .pools
             .iter()
             .map(|(pool, counts)| {
-                let Counts { total, running, done, failed } = counts;
+                let Counts { total, running, waiting, done, failed } = counts;
                 let failed = if *failed > 0 { format!(", {failed} failed") } else { String::new() };
-                format!("{pool} {done}/{total} ({running} running{failed})")
+                let waits = match waiting {
+                    0 => String::new(),
+                    n => format!(", {n} waiting for a lease to end"),
+                };
+                format!("{pool} {done}/{total} ({running} running{waits}{failed})")
             })
             .collect();
         let total: usize = self.pools.values().map(|counts| counts.total).sum();
         let through: usize = self.pools.values().map(|counts| counts.done + counts.failed).sum();
-        let estimate = if through == 0 || through >= total {
+        // Nobody knows when a job gives its worker back.
+        let waits = self.pools.values().any(|counts| counts.waiting > 0);
+        let estimate = if waits || through == 0 || through >= total {
             String::new()
         } else {
             let per_step = elapsed.as_secs_f64() / count(through);

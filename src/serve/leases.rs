@@ -64,14 +64,17 @@ pub(super) async fn acquire(
 async fn refused(served: &Served, error: AcquireError, pool: Option<PoolId>) -> Problem {
     let lacks_capacity = matches!(error, AcquireError::NoneFree { .. } | AcquireError::LineFull);
     let mut problem = Problem::from(error);
-    if lacks_capacity && let Ok(summaries) = served.keeper.store().summaries().await {
+    if lacks_capacity && let Ok(summaries) = served.keeper.recent_summaries().await {
         let asked = summaries.iter().filter(|s| pool.as_ref().is_none_or(|pool| *pool == s.pool));
         let mut phases: BTreeMap<String, u32> = BTreeMap::new();
         for summary in asked {
             for (phase, count) in &summary.phases {
                 *phases.entry(phase.to_string()).or_default() += count;
             }
+            // A leased worker is told as leased, and not as ready as well.
             *phases.entry("leased".to_owned()).or_default() += summary.leased;
+            let ready = phases.entry("ready".to_owned()).or_default();
+            *ready = ready.saturating_sub(summary.leased_ready);
         }
         problem.0.phases = phases;
     }
@@ -117,7 +120,8 @@ pub(super) async fn renew(
             Err(Problem::new("fence_mismatch", detail))
         }
         Renewed::TtlTooLong(most) => {
-            Err(Problem::invalid(format!("a lease of this pool lasts at most {most:?}")))
+            let most = HumanDuration::from_secs(most.as_secs());
+            Err(Problem::invalid(format!("a lease of this pool lasts at most {most}")))
         }
     }
 }
@@ -244,6 +248,12 @@ pub(super) fn bytes(body: Body) -> Result<Bytes, Problem> {
 
 /// Whatever the Content-Type says, a body is JSON.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    if body.is_empty() {
+        return Err(Problem::invalid("the body is empty; it is a JSON object"));
+    }
+    if !matches!(body.iter().find(|byte| !byte.is_ascii_whitespace()), Some(b'{')) {
+        return Err(Problem::invalid("the body is a JSON object"));
+    }
     serde_json::from_slice(body)
         .map_err(|error| Problem::invalid(format!("the body is not what is expected: {error}")))
 }

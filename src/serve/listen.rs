@@ -5,13 +5,15 @@
 //! what is being answered is finished.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{HeaderValue, Request};
+use axum::http::{HeaderMap, HeaderValue, Request, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -20,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tower_http::request_id::{MakeRequestId, RequestId};
 
+use super::problem::Problem;
 use crate::clock::Entropy;
 
 /// How long a client may take for its headers, and so how long an idle connection is kept.
@@ -101,6 +104,33 @@ pub async fn serve(
     if timeout(LAST_ANSWERS, graceful.shutdown()).await.is_err() {
         tracing::warn!("some requests were not answered in time");
     }
+}
+
+/// Lets in only those who mean this server. Everybody on this machine may ask, and that must not include
+/// web pages in its browsers: they send an `Origin`, or reach it by a name that leads here.
+pub(super) async fn from_here(request: Request<axum::body::Body>, next: Next) -> Response {
+    match foreign(request.headers()) {
+        Some(who) => Problem::foreign(&who).into_response(),
+        None => next.run(request).await,
+    }
+}
+
+/// Returns what tells that a request is not meant for this server.
+fn foreign(headers: &HeaderMap) -> Option<String> {
+    let text = |name: header::HeaderName| {
+        headers.get(name).map(|value| value.to_str().unwrap_or("?").to_owned())
+    };
+    text(header::ORIGIN).or(text(header::HOST).filter(|host| !is_loopback(host)))
+}
+
+/// Returns whether a `Host` names this machine, whatever the port.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Numbers requests that do not bring an id of their own.

@@ -32,9 +32,9 @@ pub mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
+use axum::{Router, middleware};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::timeout::RequestBodyTimeoutLayer;
@@ -82,6 +82,7 @@ pub fn router(served: Arc<Served>, entropy: &Entropy) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(MOST_BODY))
+        .layer(middleware::from_fn(listen::from_here))
         .layer(RequestBodyTimeoutLayer::new(BODY_PAUSE))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(TraceLayer::new_for_http().make_span_with(listen::span).on_failure(()))

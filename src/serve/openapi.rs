@@ -33,11 +33,11 @@ pub fn document() -> Value {
         "openapi": "3.1.0",
         "info": {
             "title": "pool",
-            "version": "1.0.0",
+            "version": env!("CARGO_PKG_VERSION"),
             "description": "Leases ready workers to jobs.",
             "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
         },
-        "servers": [{ "url": "http://127.0.0.1:7070" }],
+        "servers": [{ "url": "/" }],
         "security": [],
         "paths": paths,
         "components": { "schemas": schemas },

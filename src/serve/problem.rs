@@ -48,6 +48,7 @@ pub struct ProblemBody {
 /// The codes, with their status and title.
 const KINDS: &[(&str, StatusCode, &str)] = &[
     ("invalid_request", StatusCode::BAD_REQUEST, "The request is not understood"),
+    ("foreign_origin", StatusCode::FORBIDDEN, "The request comes from elsewhere"),
     ("pool_not_found", StatusCode::NOT_FOUND, "There is no such pool"),
     ("worker_not_found", StatusCode::NOT_FOUND, "There is no such worker"),
     ("lease_not_found", StatusCode::NOT_FOUND, "There is no such lease"),
@@ -95,6 +96,13 @@ impl Problem {
         Self::new("invalid_request", detail)
     }
 
+    pub(super) fn foreign(who: &str) -> Self {
+        let detail = format!(
+            "`{who}` is not this machine: the server answers no web pages, and only to a loopback name"
+        );
+        Self::new("foreign_origin", detail)
+    }
+
     pub(super) fn no_pool(pool: &str) -> Self {
         Self::new("pool_not_found", format!("there is no pool `{pool}`; GET /v1/pools lists them"))
     }
@@ -134,9 +142,10 @@ impl From<AcquireError> for Problem {
         match error {
             AcquireError::State(error) => error.into(),
             AcquireError::UnknownPool(pool) => Self::no_pool(pool.as_str()),
-            AcquireError::Unsatisfiable(unmet) if unmet.is_empty() => {
-                Self::new("unsatisfiable", "more workers are asked for than the pools keep")
-            }
+            AcquireError::Unsatisfiable(unmet) if unmet.is_empty() => Self::new(
+                "unsatisfiable",
+                "`count` is more workers than the pools that could serve it keep (`fixed_size`)",
+            ),
             AcquireError::Unsatisfiable(unmet) => {
                 let unmet: Vec<String> = unmet.iter().map(ToString::to_string).collect();
                 let detail = format!("no worker meets {}", unmet.join(" and "));
@@ -145,10 +154,11 @@ impl From<AcquireError> for Problem {
                 problem
             }
             AcquireError::TtlTooLong { .. } => Self::invalid(detail),
-            AcquireError::NoneFree { retry_after } => {
-                Self::new("no_capacity", "no worker became free in time; ask again, or with `wait`")
-                    .retry_after(retry_after)
-            }
+            AcquireError::NoneFree { retry_after } => Self::new(
+                "no_capacity",
+                "no worker became free in time; ask again, or wait longer (`wait`)",
+            )
+            .retry_after(retry_after),
             AcquireError::LineFull => {
                 Self::new("no_capacity", detail).retry_after(Duration::from_secs(5))
             }

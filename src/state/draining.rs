@@ -44,7 +44,7 @@ impl Store {
 impl Change<'_> {
     fn drain(&self, key: WorkerKey) -> Result<(), JobError> {
         let changed = self.execute(
-            "UPDATE worker SET cordoned = 1, draining = 2
+            "UPDATE worker SET cordoned = cordoned + 2, draining = 2
              WHERE pool = ?1 AND slot = ?2 AND generation = ?3 AND draining = 0
                AND lease IS NOT NULL",
             (self.pool(), key.slot.0, key.generation.0),
@@ -64,7 +64,8 @@ impl Change<'_> {
         })?;
         for key in draining.collect::<Result<Vec<_>, _>>()? {
             if stays.contains(&key) {
-                let sql = "UPDATE worker SET cordoned = 0, draining = 0
+                // A person's own cordon stays.
+                let sql = "UPDATE worker SET cordoned = cordoned & 1, draining = 0
                            WHERE pool = ?1 AND slot = ?2 AND generation = ?3";
                 self.execute(sql, (self.pool(), key.slot.0, key.generation.0))?;
                 self.event(Some(key), "uncordon", "it stays after all", (None, None))?;

@@ -94,12 +94,24 @@ impl Store {
         self.change(lock, move |change| change.record_config(&config, &origin)).await
     }
 
-    /// Records that the pool is gone, once no worker of it is left.
-    pub async fn forget_pool(&self, lock: &PoolLock) -> Result<(), StateError> {
+    /// Records that the pool goes: nothing is desired of it any more.
+    pub async fn record_going(&self, lock: &PoolLock) -> Result<(), StateError> {
         self.change(lock, |change| {
             let sql = "UPDATE pool SET config = NULL, serial = serial + 1,
                            config_version = config_version + 1
-                       WHERE id = ?1 AND live = 0 AND config IS NOT NULL";
+                       WHERE id = ?1 AND config IS NOT NULL";
+            if change.execute(sql, [change.pool()])? > 0 {
+                change.event(None, "pool_going", "", (None, None))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Records that the pool is gone, once no worker of it is left.
+    pub async fn forget_pool(&self, lock: &PoolLock) -> Result<(), StateError> {
+        self.change(lock, |change| {
+            let sql = "UPDATE pool SET serial = serial + 1 WHERE id = ?1 AND live = 0";
             if change.execute(sql, [change.pool()])? > 0 {
                 change.event(None, "pool_removed", "", (None, None))?;
             }

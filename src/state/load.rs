@@ -252,8 +252,9 @@ fn worker(
         operation,
         standing: Standing {
             row: row.get(0)?,
-            cordoned: row.get(14)?,
+            cordoned: row.get::<_, u8>(14)? > 0,
             draining: row.get::<_, u8>(15)? > 0,
+            drained_by_update: row.get::<_, u8>(15)? == 2,
             suspect: row.get(16)?,
             retired: row.get(17)?,
             deadline: row.get::<_, Option<i64>>(18)?.map(from_ms),

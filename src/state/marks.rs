@@ -54,6 +54,8 @@ pub struct PoolSummary {
     pub phases: BTreeMap<Phase, u32>,
     /// How many are leased.
     pub leased: u32,
+    /// How many of those are in phase ready.
+    pub leased_ready: u32,
     /// How many could be leased, freshness apart.
     pub free: u32,
 }
@@ -170,7 +172,9 @@ impl Store {
                 if phase == Phase::Deleting {
                     return Ok(true);
                 }
-                if !phase.may_become(Phase::Deleting) {
+                // What a run is bringing is that run's.
+                let settled = [Phase::Ready, Phase::Unhealthy, Phase::Quarantined, Phase::Lost];
+                if !settled.contains(&phase) {
                     let what = format!("worker {name} is {phase} and cannot be replaced now");
                     return Err(StateError::Conflict(what).into());
                 }
@@ -243,6 +247,7 @@ fn summaries(
             pool,
             phases: BTreeMap::new(),
             leased: 0,
+            leased_ready: 0,
             free: 0,
         });
     }
@@ -254,10 +259,15 @@ fn summaries(
     while let Some(row) = rows.next()? {
         let pool: String = row.get(0)?;
         let phase: String = row.get(1)?;
-        let phase = phase.parse().map_err(|error| StateError::Conflict(format!("{error}")))?;
+        let phase: Phase =
+            phase.parse().map_err(|error| StateError::Conflict(format!("{error}")))?;
         if let Some(summary) = summaries.iter_mut().find(|summary| summary.pool.as_str() == pool) {
             summary.phases.insert(phase, row.get(2)?);
-            summary.leased += row.get::<_, u32>(3)?;
+            let leased: u32 = row.get(3)?;
+            summary.leased += leased;
+            if phase == Phase::Ready {
+                summary.leased_ready += leased;
+            }
             summary.free += row.get::<_, u32>(4)?;
         }
     }

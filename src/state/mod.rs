@@ -189,7 +189,12 @@ impl Store {
     /// [`StateError::Damaged`] when there is some.
     pub async fn check(&self) -> Result<(), StateError> {
         let path = Arc::clone(&self.path);
-        self.read(move |connection| Ok(open::verify(connection, &path)?)).await
+        // By a connection of its own: it reads everything, and nobody is to wait for that.
+        let checking = tokio::task::spawn_blocking(move || {
+            let connection = open::connect_to_read(&path)?;
+            open::verify(&connection, &path)
+        });
+        checking.await.unwrap_or(Err(StateError::Closed))
     }
 
     /// Reads what is committed.

@@ -81,6 +81,10 @@ impl Api {
         self.ahead.fetch_add(i64::try_from(by.as_millis()).unwrap(), Ordering::SeqCst);
     }
 
+    pub(crate) fn set_back(&self, by: Duration) {
+        self.ahead.fetch_sub(i64::try_from(by.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
@@ -224,7 +228,7 @@ async fn what_cannot_be_had_is_told_apart_and_explained() {
     assert_eq!(all.status, 201);
     let full = api.acquire(json!({})).await;
     assert_eq!(code(&full), (503, "no_capacity".into()));
-    assert_eq!(full.body["phases"], json!({ "leased": 3, "ready": 3 }));
+    assert_eq!(full.body["phases"], json!({ "leased": 3, "ready": 0 }));
     assert!(full.retry_after.is_some_and(|seconds| seconds >= 1));
 }
 
@@ -283,6 +287,28 @@ async fn bad_requests_say_what_is_wrong() {
     assert_eq!(outcome.status, 400);
     let never = api.delete("/v1/leases/1-00000000").await;
     assert_eq!(never.status, 404, "a lease that never was is a mistake");
+}
+
+#[tokio::test]
+async fn web_pages_are_not_let_in() {
+    let api = Api::new(POOL).await;
+    let ask = async |name: &'static str, value: &'static str| {
+        let request = Request::get("/v1/pools").header(name, value);
+        api.send(request.body(Body::empty()).unwrap()).await
+    };
+    for host in ["localhost", "localhost:7070", "127.0.0.1:7070", "[::1]:7070", "127.9.9.9"] {
+        assert_eq!(ask("host", host).await.status, 200, "{host}");
+    }
+    for host in ["example.com", "example.com:7070", "10.0.0.1", "localhost.example.com"] {
+        let answer = ask("host", host).await;
+        assert_eq!(
+            (answer.status, &answer.body["code"]),
+            (403, &json!("foreign_origin")),
+            "{host}"
+        );
+    }
+    assert_eq!(ask("origin", "http://localhost:3000").await.status, 403);
+    assert_eq!(ask("origin", "null").await.status, 403);
 }
 
 #[tokio::test]

@@ -62,7 +62,11 @@ async fn whoever_hangs_up_leaves_the_line_and_gives_back_what_was_granted() {
     let next = desk.acquire(ask("third"), Duration::from_secs(30)).await.unwrap();
     assert_eq!(next.leases()[0].holder, "third");
     let events = api.store.events(EventFilter::default()).await.unwrap();
-    assert!(events.iter().any(|event| event.kind == "lease_ended" && event.why == "abandoned"));
+    assert!(
+        events
+            .iter()
+            .any(|event| event.kind == "lease_ended" && event.why.ends_with(": abandoned"))
+    );
     // With a key the lease stays for the retry.
     next.accept();
     let none = desk.acquire(ask("fourth"), Duration::ZERO).await;
@@ -269,4 +273,50 @@ async fn what_is_old_is_forgotten_and_what_is_open_is_not() {
     api.advance(day * 23);
     api.store.forget_old(keep).await.unwrap();
     assert_eq!(api.store.events(EventFilter::default()).await, Ok(Vec::new()));
+}
+
+#[tokio::test]
+async fn a_worker_that_is_used_up_goes_even_if_it_failed_or_was_drained_meanwhile() {
+    use pool::state::Health;
+    let api = Api::new(&format!("{POOL}leases: {{reuse: one_shot}}\n")).await;
+    let lease = api.lease().await;
+    let name = lease["worker"]["name"].as_str().unwrap().parse().unwrap();
+    let row = api.store.row_of(&name).await.unwrap().unwrap();
+    assert_eq!(api.store.record_health(row, Health::Unhealthy, "x".into()).await, Ok(true));
+    api.delete(&format!("/v1/leases/{}", id(&lease))).await;
+    // It passes its probe again: that does not clean it.
+    assert_eq!(api.store.record_health(row, Health::Well, "y".into()).await, Ok(false));
+    let worker = api.worker("ci-0-1").await;
+    assert_eq!((&worker["phase"], &worker["retired"]), (&json!("deleting"), &json!("one_shot")));
+    let second = api.lease().await;
+    api.post("/v1/workers/ci-1-1/drain", json!({})).await;
+    api.delete(&format!("/v1/leases/{}", id(&second))).await;
+    assert_eq!(api.worker("ci-1-1").await["phase"], "deleting");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_gets_a_worker_when_all_are_only_stale() {
+    let api = Api::new(&POOL.replace("fixed_size: 3", "fixed_size: 12")).await;
+    api.advance(Duration::from_secs(60));
+    let desk = api.keeper.desk();
+    let asks = (0..12).map(|n| {
+        let ask = Ask::of_pool("ci".parse().unwrap(), &format!("job-{n}"));
+        desk.acquire(ask, Duration::ZERO)
+    });
+    for given in futures_util::future::join_all(asks).await {
+        given.unwrap().accept();
+    }
+    assert_eq!(api.get("/v1/leases").await.body["leases"].as_array().unwrap().len(), 12);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_keeps_nobody_from_a_worker() {
+    // The simulated cloud would go back with the clock.
+    let checked = format!("{POOL}health_check: {{type: exec, command: [/bin/true]}}\n");
+    let api = Api::new(&checked).await;
+    api.set_back(Duration::from_secs(3600));
+    let lease = api.lease().await;
+    assert_eq!(lease["slot"], 0);
+    let at = |field: &str| lease[field].as_str().unwrap().parse::<Timestamp>().unwrap();
+    assert!(at("verified_at") <= at("granted_at"), "it was probed on the clock as it is now");
 }

@@ -85,7 +85,7 @@ fn call(address: &str, method: &str, path: &str, body: &Value) -> Option<(u16, V
     let length = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     )
     .ok()?;
     let mut text = String::new();

@@ -104,7 +104,8 @@ fn a_run_that_waited_long_enough_says_who_has_what_and_the_server_goes_on() {
     // Gone back to what the second one is: it stays, and can be leased again.
     sandbox.write("web.yaml", &short);
     let plan = sandbox.pool(&["plan", "web.yaml"]).exits(0).stdout;
-    assert!(!plan.contains("web[1]"), "{plan}");
+    assert!(plan.contains("web[1].draining: true -> false"), "{plan}");
+    assert!(!plan.contains("web[1] will be"), "{plan}");
     sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
     release(&server, &second);
     let again = workers(&server);
@@ -213,6 +214,39 @@ fn a_folder_is_followed_pools_come_and_go_and_guards_hold() {
 }
 
 #[test]
+fn a_pool_that_is_removed_under_a_job_goes_when_the_job_ends() {
+    let sandbox = Sandbox::new();
+    sandbox.write("pools/web.yaml", POOL);
+    let other = POOL.replace("pool_id: web", "pool_id: api").replace("size: 3", "size: 1");
+    sandbox.write("pools/api.yaml", &other);
+    let server = Server::start(&sandbox, &["pools"]);
+    wait_until("the files were applied", || ready(&server).len() == 4);
+    let lease = server.acquire("web");
+    std::fs::remove_file(sandbox.path().join("pools/web.yaml")).unwrap();
+    wait_until("the others go", || sandbox.workers().len() == 2);
+    let (status, answer) =
+        server.call("POST", "/v1/leases", &json!({ "pool": "web", "holder": "late" }));
+    assert_eq!(
+        (status, &answer["code"]),
+        (404, &json!("pool_not_found")),
+        "nobody gets a new lease"
+    );
+    // Nobody brings the pool back while the job runs.
+    server.call("POST", "/v1/workers/api-0-1/replace", &Value::Null);
+    wait_until("the server looked again", || ready(&server).contains(&"api-0-2".into()));
+    assert_eq!(sandbox.workers().len(), 2);
+    assert!(is_running(&lease));
+    release(&server, &lease);
+    wait_until("it is gone", || server.call("GET", "/v1/pools/web", &Value::Null).0 == 404);
+    assert_eq!(sandbox.workers().len(), 1);
+    // A folder without any file is a mistake, not a wish.
+    std::fs::remove_file(sandbox.path().join("pools/api.yaml")).unwrap();
+    let error = || server.get("/readyz?verbose")["config_error"].clone();
+    wait_until("it is refused", || error().is_string());
+    assert_eq!(ready(&server), ["api-0-2"]);
+}
+
+#[test]
 fn what_a_pipeline_applied_is_not_reverted() {
     let sandbox = Sandbox::new();
     sandbox.write("web.yaml", POOL);
@@ -276,8 +310,9 @@ fn a_server_that_reconciles_nothing_changes_nothing() {
     let pid = workers(&server)[1]["attributes"]["pid"].as_str().unwrap().to_owned();
     assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
     wait_until("it is seen", || workers(&server)[1]["phase"] == "lost");
-    sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 9"));
     let error = || server.get("/readyz?verbose")["config_error"].clone();
+    assert_eq!(error(), Value::Null, "what was applied is what the files say");
+    sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 9"));
     wait_until("the change is told", || {
         error().as_str().is_some_and(|e| e.contains("--reconcile"))
     });

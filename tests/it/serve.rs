@@ -60,7 +60,7 @@ impl Server {
         let mut stream = self.connect();
         let length = body.len();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
         );
         stream.write_all(request.as_bytes()).unwrap();
         let mut text = String::new();
@@ -148,12 +148,12 @@ fn it_stops_when_asked_answers_those_who_wait_and_gives_the_state_back() {
     let body = json!({ "pool": "web", "holder": "late", "wait": "1h" }).to_string();
     write!(
         waiting,
-        "POST /v1/leases HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /v1/leases HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
     .unwrap();
     let mut events = server.connect();
-    write!(events, "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    write!(events, "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     wait_until("it waits", || server.get("/v1/pools/web")["queue"]["length"] == 1);
     server.signal("-TERM");
     let mut answer = String::new();
@@ -176,7 +176,7 @@ fn a_client_that_hangs_up_leaves_the_line() {
     let body = json!({ "pool": "web", "holder": "late", "wait": "1h" }).to_string();
     write!(
         waiting,
-        "POST /v1/leases HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /v1/leases HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
     .unwrap();
@@ -191,7 +191,8 @@ fn a_slow_client_keeps_nobody_waiting_and_is_let_go() {
     let sandbox = applied();
     let server = Server::start(&sandbox, &[]);
     let mut slow = server.connect();
-    write!(slow, "POST /v1/leases HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{").unwrap();
+    write!(slow, "POST /v1/leases HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{")
+        .unwrap();
     server.acquire("web");
     // Its body does not come: it is told so, and the connection ends.
     let mut answer = String::new();
@@ -199,7 +200,8 @@ fn a_slow_client_keeps_nobody_waiting_and_is_let_go() {
     assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
     let mut large = server.connect();
     let header = "x".repeat(200_000);
-    let _refused = write!(large, "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Large: {header}\r\n\r\n");
+    let _refused =
+        write!(large, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Large: {header}\r\n\r\n");
     let mut answer = Vec::new();
     let _ended = large.read_to_end(&mut answer);
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"), "{:?}", answer.get(..40));
@@ -212,7 +214,7 @@ fn events_are_streamed_and_can_be_resumed() {
     let server = Server::start(&sandbox, &[]);
     let read = |after: &str, until: &str| {
         let mut stream = server.connect();
-        write!(stream, "GET /v1/events{after} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        write!(stream, "GET /v1/events{after} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let mut lines = Vec::new();
         for line in BufReader::new(stream).lines() {
             let line = line.unwrap();
@@ -262,7 +264,7 @@ fn a_command_holds_a_lease_for_as_long_as_it_runs() {
     assert!(lease["expires_at"].as_str() > lease["granted_at"].as_str());
     let missing =
         sandbox.pool(&["lease", "run", "--server", &url, "--pool", "web", "--", "/no/such"]);
-    assert!(missing.exits(1).stderr.contains("running /no/such"));
+    assert!(missing.exits(127).stderr.contains("running /no/such"));
     assert_eq!(server.get("/v1/leases")["leases"], json!([]), "everything was released");
 }
 

@@ -71,7 +71,7 @@ impl Connection {
             format!("Idempotency-Key: {:016x}\r\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
         });
         let request = format!(
-            "POST /v1/leases HTTP/1.1\r\nHost: x\r\n{key}Content-Length: {}\r\n\r\n{body}",
+            "POST /v1/leases HTTP/1.1\r\nHost: localhost\r\n{key}Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
         let (status, from, to) = self.request(request.as_bytes()).await?;
@@ -85,7 +85,7 @@ impl Connection {
         let at = find(body, b"\"id\":\"").context("no id in the answer")? + 6;
         let end = at + find(&body[at..], b"\"").context("no id in the answer")?;
         let id = std::str::from_utf8(&body[at..end])?;
-        let request = format!("DELETE /v1/leases/{id} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let request = format!("DELETE /v1/leases/{id} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         match self.request(request.as_bytes()).await? {
             (204, ..) => Ok(()),
             (status, ..) => bail!("release answered {status}"),
@@ -116,7 +116,7 @@ async fn connection(
     while now() < until {
         match mode {
             Mode::Healthz => {
-                connection.request(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+                connection.request(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
             }
             Mode::Cycle => connection.cycle(&pool, None).await?,
             Mode::Keyed => {

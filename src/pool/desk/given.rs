@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::MOST_WAITING;
+use crate::config::HumanDuration;
 use crate::lease::{LeaseId, Requirement};
 use crate::state::{Lease, StateError};
 use crate::worker::PoolId;
@@ -22,7 +23,7 @@ pub enum AcquireError {
     #[error("no worker could ever meet this request")]
     Unsatisfiable(Vec<Requirement>),
     /// A lease of that pool cannot be so long.
-    #[error("a lease of pool `{pool}` lasts at most {most:?}")]
+    #[error("a lease of pool `{pool}` lasts at most {}", HumanDuration::from_secs(most.as_secs()))]
     TtlTooLong {
         /// The pool.
         pool: PoolId,

@@ -75,6 +75,8 @@ pub struct Desk {
     watcher: Arc<dyn Watcher>,
     /// Told whenever a worker has to be looked after: it goes, or is to be cleaned.
     chores: Arc<Notify>,
+    /// Told whenever a worker is to be cleaned.
+    used: Arc<Notify>,
     closing: AtomicBool,
 }
 
@@ -108,6 +110,7 @@ impl Desk {
             turnover: Mutex::default(),
             watcher,
             chores: Arc::default(),
+            used: Arc::default(),
             closing: AtomicBool::new(false),
         });
         tokio::spawn(tasks::serve_line(Arc::downgrade(&desk)));
@@ -119,6 +122,11 @@ impl Desk {
     /// Returns what is told whenever a worker has to be looked after.
     pub fn chores(&self) -> Arc<Notify> {
         Arc::clone(&self.chores)
+    }
+
+    /// Returns what is told whenever a worker is to be cleaned.
+    pub fn used(&self) -> Arc<Notify> {
+        Arc::clone(&self.used)
     }
 
     /// Returns who probes workers.
@@ -299,7 +307,8 @@ impl Desk {
         }
         match ended.after {
             After::Ready => self.glance(),
-            After::Recycle | After::Retire(_) | After::Quarantine | After::Heal => {
+            After::Recycle => self.used.notify_one(),
+            After::Retire(_) | After::Quarantine | After::Heal => {
                 self.chores.notify_one();
             }
         }
@@ -336,10 +345,12 @@ impl Desk {
         }
         let vitals = Arc::clone(self.prober.vitals());
         let answers = self.store.grant(asks.clone(), vitals, |answers| answers).await?;
+        // Whoever finds everything set aside by those before may still get what is being probed for them.
+        let mut probing = false;
         for ((place, ask), answer) in places.into_iter().zip(&asks).zip(answers) {
             match outcome(answer) {
                 Ok(Outcomes::Wait(stale)) => {
-                    let probing = self.probe_some(&stale);
+                    probing |= self.probe_some(&stale);
                     let mut line = self.line();
                     let only_for_probes = line.get(place).is_some_and(|w| w.only_for_probes);
                     if only_for_probes

@@ -24,7 +24,7 @@ use crate::pool::hold::Hold;
 use crate::state::StateError;
 use crate::worker::PoolId;
 
-/// How long files have to be quiet before they are read: editors write in several steps.
+/// How long files have to say the same before it is believed.
 const QUIET: Duration = Duration::from_millis(150);
 /// How often it is looked whether the state still is what the files say.
 const COMPARE: Duration = Duration::from_secs(5);
@@ -87,32 +87,61 @@ pub(super) async fn follow(keeper: Keeper, files: Files) {
         last_error = error;
         tokio::select! {
             () = keeper.closed() => return,
-            changed = timeout(COMPARE, files.changed.notified()) => if changed.is_ok() {
-                sleep(QUIET).await;
-            },
+            _ = timeout(COMPARE, files.changed.notified()) => {}
         }
     }
 }
 
 /// Reads the files and applies them if they changed.
 async fn once(keeper: &Keeper, files: &Files, first: bool) -> Result<(), String> {
-    let pools = (files.load)().await?;
+    let pools = read_settled(files).await?;
     let digest = digest(&pools);
-    let stand = stand(keeper, &pools, &digest).await.map_err(|error| error.to_string())?;
-    match stand {
-        Stand::Conflict(what) => Err(what),
-        Stand::Same if !first => Ok(()),
-        Stand::Changed if keeper.mode() != Mode::Full => {
+    let said = |error: StateError| error.to_string();
+    match (stand(keeper, &pools, &digest).await.map_err(said)?, keeper.mode()) {
+        (Stand::Conflict(what), _) => Err(what),
+        (Stand::Same, Mode::Heal | Mode::Off) => Ok(()),
+        (Stand::Same, Mode::Full) if !first => {
+            // Applied by somebody else, or before this server was there: from here on a change is a change.
+            remember(keeper, &digest).await.map_err(said)
+        }
+        (Stand::Changed, Mode::Heal | Mode::Off) => {
             Err("the files changed; this server does not apply them (--reconcile)".to_owned())
         }
-        Stand::Same if keeper.mode() != Mode::Full => Ok(()),
         // The server was just started with these files: whatever is missing comes, however much it is.
-        Stand::Same | Stand::Changed => match apply(keeper, &pools, &digest).await {
-            Ok(()) => Ok(()),
-            Err(PoolError::Refused(refusals)) => Err((files.explain)(&refusals)),
-            Err(error) => Err(error.to_string()),
-        },
+        (Stand::Same | Stand::Changed, Mode::Full) => {
+            match apply(keeper, files, &pools, &digest).await {
+                Ok(()) => Ok(()),
+                Err(PoolError::Refused(refusals)) => Err((files.explain)(&refusals)),
+                Err(error) => Err(error.to_string()),
+            }
+        }
     }
+}
+
+/// Reads the files until they say the same twice: editors and git write in several steps, and a file that
+/// is caught in between must not cost a pool its workers.
+async fn read_settled(files: &Files) -> Result<Vec<LoadedPool>, String> {
+    let mut before = (files.load)().await?;
+    loop {
+        sleep(QUIET).await;
+        let pools = (files.load)().await?;
+        if digest(&pools) == digest(&before) {
+            if pools.is_empty() {
+                return Err(
+                    "the files name no pool; `pool destroy` deletes what is recorded".to_owned()
+                );
+            }
+            return Ok(pools);
+        }
+        before = pools;
+    }
+}
+
+async fn remember(keeper: &Keeper, digest: &str) -> Result<(), StateError> {
+    if keeper.store.served_config().await?.as_deref() != Some(digest) {
+        keeper.store.set_served_config(digest.to_owned()).await?;
+    }
+    Ok(())
 }
 
 fn digest(pools: &[LoadedPool]) -> String {
@@ -125,9 +154,22 @@ fn digest(pools: &[LoadedPool]) -> String {
 }
 
 async fn stand(keeper: &Keeper, pools: &[LoadedPool], digest: &str) -> Result<Stand, StateError> {
+    let differ = differences(keeper, pools).await?;
+    if differ.is_empty() {
+        return Ok(Stand::Same);
+    }
     if keeper.store.served_config().await?.as_deref() != Some(digest) {
         return Ok(Stand::Changed);
     }
+    Ok(Stand::Conflict(format!(
+        "config_conflict: another process applied since: {}; the pools are kept as it said, until \
+         these files change",
+        differ.join(", ")
+    )))
+}
+
+/// Says in what the applied configs are not those of the files.
+async fn differences(keeper: &Keeper, pools: &[LoadedPool]) -> Result<Vec<String>, StateError> {
     let mut differ = Vec::new();
     let summaries = keeper.store.summaries().await?;
     let applied = |pool: &PoolId| {
@@ -149,30 +191,46 @@ async fn stand(keeper: &Keeper, pools: &[LoadedPool], digest: &str) -> Result<St
             differ.push(format!("{} was added", summary.pool));
         }
     }
-    if differ.is_empty() {
-        return Ok(Stand::Same);
-    }
-    Ok(Stand::Conflict(format!(
-        "config_conflict: another process applied since: {}; the pools are kept as it said, until \
-         these files change",
-        differ.join(", ")
-    )))
+    Ok(differ)
 }
 
 /// Makes everything as the files say.
-async fn apply(keeper: &Keeper, pools: &[LoadedPool], digest: &str) -> Result<(), PoolError> {
+async fn apply(
+    keeper: &Keeper,
+    files: &Files,
+    pools: &[LoadedPool],
+    digest_before: &str,
+) -> Result<(), PoolError> {
     let mut concerned: BTreeSet<PoolId> = keeper.store.pool_ids().await?;
     concerned.extend(pools.iter().map(|pool| pool.config.pool_id.clone()));
-    let (_alone, holds) = hold_all(keeper, &concerned).await?;
-    let outcome = under_locks(keeper, pools, &holds).await;
+    let configs = config_versions(keeper).await?;
+    let (alone, holds) = hold_all(keeper, &concerned).await?;
+    let outcome = if config_versions(keeper).await? == configs {
+        match (files.load)().await {
+            Ok(now) if digest(&now) == digest_before => under_locks(keeper, pools, &holds).await,
+            // They changed while the locks were waited for: the next look reads them again.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    } else {
+        // Whoever had the locks applied meanwhile: the files are older than that.
+        keeper.store.set_served_config(digest_before.to_owned()).await.map_err(PoolError::from)
+    };
     for hold in holds {
         hold.give_back().await?;
     }
-    if outcome? {
-        keeper.store.set_served_config(digest.to_owned()).await?;
-    }
+    drop(alone);
     keeper.look_again();
+    outcome?;
+    // Not before the config is recorded: a change that was not must not look like one that was.
+    if differences(keeper, pools).await?.is_empty() {
+        remember(keeper, digest_before).await?;
+    }
     Ok(())
+}
+
+async fn config_versions(keeper: &Keeper) -> Result<BTreeMap<PoolId, i64>, StateError> {
+    let versions = keeper.store.versions().await?;
+    Ok(versions.into_iter().map(|(pool, (_, config))| (pool, config)).collect())
 }
 
 /// Takes the locks of all these pools. While somebody else has one of them, none is held: the others can be
@@ -210,12 +268,12 @@ async fn hold_all(
     }
 }
 
-/// Returns whether the files' config is recorded.
+/// Plans and applies; what single workers fail at is healed later.
 async fn under_locks(
     keeper: &Keeper,
     pools: &[LoadedPool],
     holds: &[Hold],
-) -> Result<bool, PoolError> {
+) -> Result<(), PoolError> {
     let reconciler = keeper.reconciler(pools, PARALLELISM).await?;
     let desired = reconciler.desired(pools);
     let mut plan = reconciler.plan_settled(&desired, &PlanOptions::default(), true).await?.plan;
@@ -233,12 +291,20 @@ async fn under_locks(
         "applying the files"
     );
     let outcomes = reconciler.apply(&plan, &locks, observer(keeper)).await?;
+    let mut unrecorded = None;
     for (worker, why) in outcomes.iter().flat_map(|outcome| &outcome.failures) {
         tracing::warn!(%worker, why, "not done yet");
+        unrecorded.get_or_insert_with(|| why.clone());
     }
-    match outcomes.into_iter().find_map(|outcome| outcome.stopped_by) {
-        Some(error) => Err(error.into()),
-        None => Ok(true),
+    if let Some(error) = outcomes.into_iter().find_map(|outcome| outcome.stopped_by) {
+        return Err(error.into());
+    }
+    // A secret that cannot be read keeps the whole change from being recorded.
+    match unrecorded {
+        Some(why) if !differences(keeper, pools).await?.is_empty() => {
+            Err(StateError::Conflict(format!("the files are not applied yet: {why}")).into())
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{sleep, timeout};
 
 use super::{Keeper, Looked, Mode};
@@ -24,6 +25,8 @@ use crate::worker::{Address, PoolId};
 const LOOK: Duration = Duration::from_secs(30);
 /// How long at least between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often what is old is forgotten.
+const FORGET: Duration = Duration::from_secs(60);
 /// How many provider calls may be under way in all pools together.
 const PARALLELISM: usize = 100;
 /// How long things are remembered; keys as long as they are promised.
@@ -47,33 +50,66 @@ pub(super) async fn heal(keeper: Keeper) {
     }
 }
 
-/// Looks once; returns when to look again at the latest, when something waits for that.
+/// Looks once, and has repaired what may be repaired; returns when to look again at the latest, when
+/// something waits for that. Pools are repaired side by side: a slow one keeps no other waiting.
 async fn look(keeper: &Keeper) -> Option<Duration> {
-    if let Err(error) = super::recycle::begin(keeper).await {
-        tracing::warn!(%error, "workers are not cleaned");
-    }
-    while let Ok(true) = keeper.store.forget_old(KEEP).await {}
     if keeper.mode() == Mode::Off {
         return observe_only(keeper).await;
     }
-    match plan(keeper).await {
+    let plan = match plan(keeper).await {
+        Ok(plan) => plan,
         Err(error) => {
             tracing::warn!(%error, "the pools cannot be looked at");
             keeper.note_all(&error.to_string()).await;
-            Some(LOOK / 6)
+            return Some(LOOK / 6);
         }
-        Ok(plan) => {
-            let mut repairs = Vec::new();
-            for pool in &plan.pools {
-                if pool.is_empty() {
-                    keeper.note(&pool.pool, None);
-                    keeper.set_stopped(&pool.pool, None).await;
-                } else {
-                    repairs.push(repair(keeper, pool));
-                }
+    };
+    let mut again: Option<Duration> = None;
+    for pool in plan.pools {
+        // Something in this process works on it already, and looks again when it is done.
+        let Some(alone) = keeper.try_alone(&pool.pool) else { continue };
+        // What may not be done now needs neither lock nor second look.
+        let narrowed = narrow(keeper, &pool).await;
+        let until = match narrowed {
+            Ok(remedy) if remedy.plan.is_empty() => finish(keeper, &remedy, &[]).await,
+            Ok(_) => {
+                let keeper = keeper.clone();
+                tokio::spawn(async move { repair_alone(&keeper, &pool.pool, alone).await });
+                None
             }
-            let again = futures_util::future::join_all(repairs).await;
-            again.into_iter().flatten().min()
+            Err(error) => {
+                keeper.note(&pool.pool, Some(error.to_string()));
+                Some(LOOK / 6)
+            }
+        };
+        again = [again, until].into_iter().flatten().min();
+    }
+    again
+}
+
+/// Repairs one pool, and has it looked at again when there may be more to do.
+async fn repair_alone(keeper: &Keeper, pool: &PoolId, alone: OwnedMutexGuard<()>) {
+    let again = tokio::select! {
+        () = keeper.closed() => return,
+        again = repair(keeper, pool) => again,
+    };
+    drop(alone);
+    if let Some(pause) = again {
+        tokio::select! {
+            () = keeper.closed() => return,
+            () = sleep(pause) => {}
+        }
+        keeper.look_again();
+    }
+}
+
+/// Forgets what is old, until the keeper closes.
+pub(super) async fn forget(keeper: Keeper) {
+    loop {
+        while let Ok(true) = keeper.store.forget_old(KEEP).await {}
+        tokio::select! {
+            () = keeper.closed() => return,
+            () = sleep(FORGET) => {}
         }
     }
 }
@@ -91,15 +127,19 @@ async fn observe_only(keeper: &Keeper) -> Option<Duration> {
 async fn plan(keeper: &Keeper) -> Result<Plan, PoolError> {
     let recorded = keeper.store.load().await?;
     let (reconciler, desired) = reconciler(keeper, &recorded).await?;
-    let targets: Vec<Address> =
-        desired.iter().map(|pool| Address { pool: pool.id.clone(), slot: None }).collect();
+    // One that goes has workers and no config: what is left of it is deleted.
+    let targets: Vec<Address> = recorded
+        .iter()
+        .filter(|pool| !pool.is_gone())
+        .map(|pool| Address { pool: pool.id.clone(), slot: None })
+        .collect();
     if targets.is_empty() {
         let options = PlanOptions { allow_empty: true, ..PlanOptions::default() };
         let mut planned = reconciler.plan(&[], &options, false).await?;
         planned.plan.pools.clear();
         return Ok(planned.plan);
     }
-    let options = PlanOptions { targets, ..PlanOptions::default() };
+    let options = PlanOptions { targets, allow_empty: true, ..PlanOptions::default() };
     Ok(reconciler.plan(&desired, &options, true).await?.plan)
 }
 
@@ -123,11 +163,10 @@ async fn reconciler(
 }
 
 /// Repairs one pool as far as that may be done now; returns how long until more may be.
-async fn repair(keeper: &Keeper, found: &PoolPlan) -> Option<Duration> {
-    let pool = &found.pool;
-    match try_repair(keeper, found).await {
+async fn repair(keeper: &Keeper, pool: &PoolId) -> Option<Duration> {
+    match try_repair(keeper, pool).await {
         Ok(again) => again,
-        // Whoever has the lock repairs it, too.
+        // A run that is under way has the lock.
         Err(PoolError::State(error @ StateError::Locked { .. })) => {
             keeper.note(pool, Some(error.to_string()));
             Some(Duration::from_secs(1))
@@ -140,19 +179,12 @@ async fn repair(keeper: &Keeper, found: &PoolPlan) -> Option<Duration> {
     }
 }
 
-async fn try_repair(keeper: &Keeper, found: &PoolPlan) -> Result<Option<Duration>, PoolError> {
-    let pool = &found.pool;
-    // What may not be done now needs neither lock nor second look.
-    let first = narrow(keeper, found).await?;
-    if first.plan.is_empty() {
-        return finish(keeper, &first, &[]).await;
-    }
-    let _alone = keeper.alone(pool).await;
+async fn try_repair(keeper: &Keeper, pool: &PoolId) -> Result<Option<Duration>, PoolError> {
     let hold = Hold::take(&keeper.store, pool).await?;
     let outcome = under_lock(keeper, pool, &hold).await;
     hold.give_back().await?;
     let (remedy, outcomes) = outcome?;
-    finish(keeper, &remedy, &outcomes).await
+    Ok(finish(keeper, &remedy, &outcomes).await)
 }
 
 /// Plans again, now that nobody else works on the pool, and does what may be done.
@@ -166,7 +198,8 @@ async fn under_lock(
     };
     let (reconciler, desired) = reconciler(keeper, std::slice::from_ref(&now)).await?;
     let target = Address { pool: pool.clone(), slot: None };
-    let options = PlanOptions { targets: vec![target], ..PlanOptions::default() };
+    let options =
+        PlanOptions { targets: vec![target], allow_empty: true, ..PlanOptions::default() };
     let planned = reconciler.plan(&desired, &options, true).await?;
     let Some(own) = planned.plan.pools.iter().find(|plan| plan.pool == *pool) else {
         return Err(StateError::Conflict(format!("pool {pool} is gone")).into());
@@ -193,11 +226,7 @@ async fn narrow(keeper: &Keeper, plan: &PoolPlan) -> Result<Remedy, PoolError> {
 }
 
 /// Says how it went, and when to look again.
-async fn finish(
-    keeper: &Keeper,
-    remedy: &Remedy,
-    outcomes: &[PoolOutcome],
-) -> Result<Option<Duration>, PoolError> {
+async fn finish(keeper: &Keeper, remedy: &Remedy, outcomes: &[PoolOutcome]) -> Option<Duration> {
     let pool = &remedy.plan.pool;
     keeper.set_stopped(pool, remedy.stopped).await;
     let failures: Vec<String> = outcomes
@@ -225,14 +254,17 @@ async fn finish(
         remedy.again_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     // What was done may have made room for more.
     let more = (!outcomes.is_empty() && failures.is_empty()).then_some(PAUSE);
-    Ok([until, more].into_iter().flatten().min())
+    // What failed is tried again after its back-off, which began when it did.
+    let backoff = remedy.plan.config.as_ref().map(|config| config.remediation.backoff.get());
+    let retry = backoff.filter(|_| !failures.is_empty());
+    [until, more, retry].into_iter().flatten().min()
 }
 
 /// Tells whoever measures what happens.
 pub(super) fn observer(keeper: &Keeper) -> Observer {
     let (watcher, desk) = (Arc::clone(&keeper.watcher), Arc::clone(&keeper.desk));
     Arc::new(move |event: ApplyEvent| {
-        use crate::plan::Action;
+        use crate::plan::{Action, Reason};
         let brings = !matches!(event.action, Action::Delete | Action::Update);
         match &event.kind {
             ApplyEventKind::Started | ApplyEventKind::Retrying { .. } if brings => {
@@ -240,7 +272,11 @@ pub(super) fn observer(keeper: &Keeper) -> Observer {
             }
             ApplyEventKind::Completed { .. } if brings => {
                 watcher.provisioning(&event.pool, Some(true));
-                watcher.replaced(&event.pool, &event.reason.name());
+                if !matches!(event.action, Action::Adopt)
+                    && event.reason != Reason::CreateBecauseEmpty
+                {
+                    watcher.replaced(&event.pool, &event.reason.name());
+                }
                 desk.glance();
             }
             ApplyEventKind::Failed { .. } if brings => {

@@ -27,13 +27,16 @@ use super::providers::Providers;
 use super::vitals::Prober;
 use super::{PoolError, Reconciler, Secrets, StaticPoolManager, Watcher};
 use crate::apply::Leased;
-use crate::clock::Clock;
+use crate::clock::{Clock, Stopwatch};
 use crate::config::LoadedPool;
-use crate::state::Store;
+use crate::state::{PoolSummary, StateError, Store};
 use crate::worker::PoolId;
 
 /// How long a server that was just started only leases: whoever waited for it is served first.
 const LEASES_FIRST: Duration = Duration::from_millis(500);
+
+/// How old what the pools come to may be for a refusal.
+const RECENT: Duration = Duration::from_millis(500);
 
 /// How the latest look at a pool went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +46,9 @@ pub struct Looked {
     /// What went wrong, if something did.
     pub error: Option<String>,
 }
+
+/// What the pools came to, and since when that is known.
+type Recent = Option<(Stopwatch, Arc<Vec<PoolSummary>>)>;
 
 /// What a keeper does by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +79,7 @@ pub struct Keeper {
     /// Pools that something in this process works on: a lock keeps out others, not ourselves.
     busy: Arc<Mutex<BTreeMap<PoolId, Arc<tokio::sync::Mutex<()>>>>>,
     config_error: Arc<Mutex<Option<String>>>,
+    recent: Arc<tokio::sync::Mutex<Recent>>,
     closing: Arc<signal::Sender<bool>>,
 }
 
@@ -108,6 +115,7 @@ impl Keeper {
             probed: Arc::default(),
             busy: Arc::default(),
             config_error: Arc::default(),
+            recent: Arc::default(),
             closing: Arc::new(signal::Sender::new(false)),
         }
     }
@@ -121,6 +129,8 @@ impl Keeper {
                 () = sleep(LEASES_FIRST) => {}
             }
             tokio::spawn(watch::watch(keeper.clone()));
+            tokio::spawn(recycle::recycle(keeper.clone()));
+            tokio::spawn(heal::forget(keeper.clone()));
             tokio::spawn(heal::heal(keeper));
         });
     }
@@ -159,6 +169,21 @@ impl Keeper {
         self.config_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Returns what the pools come to, at most half a second old: whoever is refused asks again soon.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub async fn recent_summaries(&self) -> Result<Arc<Vec<PoolSummary>>, StateError> {
+        let mut recent = self.recent.lock().await;
+        let known = recent.as_ref().filter(|(since, _)| since.elapsed() < RECENT);
+        if let Some((_, summaries)) = known {
+            return Ok(Arc::clone(summaries));
+        }
+        let summaries = Arc::new(self.store.summaries().await?);
+        *recent = Some((Stopwatch::start(), Arc::clone(&summaries)));
+        Ok(summaries)
+    }
+
     /// Has the pools looked at soon: something was decided.
     pub fn look_again(&self) {
         self.desk.chores().notify_one();
@@ -176,13 +201,19 @@ impl Keeper {
         let _closed = self.closing.subscribe().wait_for(|closing| *closing).await.is_ok();
     }
 
+    fn work_on(&self, pool: &PoolId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(busy.entry(pool.clone()).or_default())
+    }
+
     /// Waits until nothing else in this process works on the pool.
     async fn alone(&self, pool: &PoolId) -> OwnedMutexGuard<()> {
-        let own = {
-            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(busy.entry(pool.clone()).or_default())
-        };
-        own.lock_owned().await
+        self.work_on(pool).lock_owned().await
+    }
+
+    /// The same without waiting.
+    fn try_alone(&self, pool: &PoolId) -> Option<OwnedMutexGuard<()>> {
+        self.work_on(pool).try_lock_owned().ok()
     }
 
     /// Puts together what a run over these pools needs.

@@ -1,8 +1,11 @@
 //! Cleans workers between two leases: three attempts at most, then another worker takes the place.
 
 use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Keeper;
@@ -11,14 +14,36 @@ use crate::probe::Probed;
 use crate::state::leases::RECYCLE_ATTEMPTS;
 use crate::state::{StateError, Watched};
 
+/// How many workers are cleaned at a time.
+const PARALLEL: usize = 64;
+/// How often it is looked for workers that are to be cleaned, although nobody told.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Cleans workers until the keeper closes.
+pub(super) async fn recycle(keeper: Keeper) {
+    let permits = Arc::new(Semaphore::new(PARALLEL));
+    let told = keeper.desk.used();
+    loop {
+        if let Err(error) = begin(&keeper, &permits).await {
+            tracing::warn!(%error, "workers are not cleaned");
+        }
+        tokio::select! {
+            () = keeper.closed() => return,
+            _ = timeout(LOOK, told.notified()) => {}
+        }
+    }
+}
+
 /// Begins to clean every worker that is to be cleaned and is not being cleaned yet.
-pub(super) async fn begin(keeper: &Keeper) -> Result<(), StateError> {
+async fn begin(keeper: &Keeper, permits: &Arc<Semaphore>) -> Result<(), StateError> {
     for (worker, recycle) in keeper.store.recycling().await? {
         if !keeper.desk.prober().begin(worker.row) {
             continue;
         }
-        let keeper = keeper.clone();
+        let (keeper, permits) = (keeper.clone(), Arc::clone(permits));
         tokio::spawn(async move {
+            // The semaphore is never closed; without a permit one command too many would run.
+            let _permit = permits.acquire().await.ok();
             let row = worker.row;
             if let Err(error) = clean(&keeper, &worker, recycle.as_ref()).await {
                 tracing::warn!(%error, worker = %worker.name, "what cleaning came to was not recorded");

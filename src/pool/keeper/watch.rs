@@ -27,6 +27,9 @@ const REFRESH: Duration = Duration::from_millis(500);
 /// How many probes may be under way.
 const PARALLEL: usize = 256;
 
+/// How long the first probe of a worker may be put off, however long the interval is.
+const FIRST_PROBE: Duration = Duration::from_secs(10);
+
 /// One worker that is watched.
 struct Entry {
     worker: Arc<Watched>,
@@ -34,6 +37,10 @@ struct Entry {
     tally: Tally,
     probed: bool,
     under_way: bool,
+    /// Whether it is to be probed again as soon as that is over.
+    again: bool,
+    /// When it is to be probed next; other entries of it in the heap are of the past.
+    due_at: Instant,
     /// Waits for its end, where the provider tells.
     ended: Option<JoinHandle<()>>,
 }
@@ -159,19 +166,27 @@ impl Watch {
         let interval = check.interval.get();
         // Golden-ratio hashing: rows that follow one another land far apart.
         let spread = (row.unsigned_abs().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
-        let first = interval.mul_f64(f64::from(spread) / f64::from(u32::MAX));
-        self.due.push(Reverse((Instant::now() + first, row)));
+        let first = interval.min(FIRST_PROBE).mul_f64(f64::from(spread) / f64::from(u32::MAX));
+        let due_at = Instant::now() + first;
+        self.due.push(Reverse((due_at, row)));
         let worker = Arc::new(worker);
         let ended = self.wait_for_end(&worker);
+        // It became ready by passing its check: if that was just now, that counts.
+        let age = self.keeper.clock.now().duration_since(worker.phase_since);
+        let age = Duration::try_from(age).unwrap_or_default();
+        let probed = worker.phase == Phase::Ready && age <= check.freshness();
         let entry = Entry {
             worker,
             check: Arc::clone(check),
             tally: Tally::default(),
-            probed: false,
+            probed,
             under_way: false,
+            again: false,
+            due_at,
             ended,
         };
-        *self.unprobed.entry(entry.worker.name.pool.clone()).or_default() += 1;
+        let unprobed = self.unprobed.entry(entry.worker.name.pool.clone()).or_default();
+        *unprobed += usize::from(!entry.probed);
         self.entries.insert(row, entry);
     }
 
@@ -200,17 +215,21 @@ impl Watch {
                 return;
             }
             self.due.pop();
-            let Some(entry) = self.entries.get(&row) else { continue };
-            let interval = entry.check.interval.get();
-            self.due.push(Reverse((now + interval, row)));
+            let Some(entry) = self.entries.get_mut(&row).filter(|entry| entry.due_at == at) else {
+                continue;
+            };
+            entry.due_at = now + entry.check.interval.get();
+            self.due.push(Reverse((entry.due_at, row)));
             self.probe(row);
         }
     }
 
     fn probe(&mut self, row: i64) {
-        let Some(entry) = self.entries.get_mut(&row).filter(|entry| !entry.under_way) else {
+        let Some(entry) = self.entries.get_mut(&row) else { return };
+        if entry.under_way {
+            entry.again = true;
             return;
-        };
+        }
         entry.under_way = true;
         let (worker, check) = (Arc::clone(&entry.worker), Arc::clone(&entry.check));
         let prober = self.keeper.desk.prober().clone();
@@ -232,6 +251,11 @@ impl Watch {
                 if let Err(error) = self.judge(row, probed).await {
                     tracing::warn!(%error, "what a probe found was not recorded");
                 }
+                let again =
+                    self.entries.get_mut(&row).map(|entry| std::mem::take(&mut entry.again));
+                if again == Some(true) {
+                    self.probe(row);
+                }
             }
         }
     }
@@ -242,7 +266,10 @@ impl Watch {
         entry.under_way = false;
         let (worker, keeper) = (Arc::clone(&entry.worker), self.keeper.clone());
         let passed = probed == Probed::Passed;
-        keeper.watcher.probed(&worker.name.pool, passed);
+        // One that is gone may have been deleted a moment ago: that is no failed probe.
+        if !matches!(probed, Probed::Gone(_)) {
+            keeper.watcher.probed(&worker.name.pool, passed);
+        }
         let age = keeper.clock.now().duration_since(worker.created_at);
         let age = Duration::try_from(age).unwrap_or_default();
         let (tally, verdict) = entry.tally.count(passed, age, &entry.check);
@@ -259,6 +286,7 @@ impl Watch {
         match (probed, verdict, worker.phase) {
             (Probed::Gone(why), ..) => {
                 if store.record_health(row, Health::Lost, why.clone()).await? {
+                    keeper.watcher.probed(&name.pool, false);
                     tracing::warn!(worker = %name, why, "a worker is gone");
                     keeper.look_again();
                 }

@@ -112,7 +112,7 @@ pub(crate) fn end(
             worker: Some(key),
             kind: "lease_ended",
             who: &open.holder,
-            why: ending.as_str(),
+            why: &format!("lease {}: {}", open.id, ending.as_str()),
             phases: (None, None),
         },
     )?;

@@ -250,6 +250,10 @@ impl Desk<'_> {
         if changed != 1 {
             return Err(StateError::Conflict(format!("worker {name} is not free")).into());
         }
+        let why = match &ask.purpose {
+            Some(purpose) => format!("lease {number}-{nonce:08x}: {purpose}"),
+            None => format!("lease {number}-{nonce:08x}"),
+        };
         event::write(
             self.connection,
             &NewEvent {
@@ -258,7 +262,7 @@ impl Desk<'_> {
                 worker: Some((slot, generation)),
                 kind: "lease_granted",
                 who: &ask.holder,
-                why: ask.purpose.as_deref().unwrap_or(""),
+                why: &why,
                 phases: (None, None),
             },
         )?;

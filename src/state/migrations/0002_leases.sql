@@ -1,6 +1,6 @@
 -- Leases: the exclusive right to a worker, for a time.
 
-ALTER TABLE worker ADD COLUMN cordoned INTEGER NOT NULL DEFAULT 0;  -- 1: gets no new lease
+ALTER TABLE worker ADD COLUMN cordoned INTEGER NOT NULL DEFAULT 0;  -- not 0: gets no new lease; 1: a person says so, 2: an update, 3: both
 ALTER TABLE worker ADD COLUMN draining INTEGER NOT NULL DEFAULT 0;  -- 1: somebody wants it without a lease; 2: an update does
 ALTER TABLE worker ADD COLUMN suspect  INTEGER NOT NULL DEFAULT 0;  -- 1: its latest probe failed
 ALTER TABLE worker ADD COLUMN lease    INTEGER;                     -- its open lease; NULL when it is free
@@ -14,6 +14,8 @@ UPDATE worker SET rank = slot;
 -- Whoever acquires finds the first free worker of a pool here, whatever the pool's size.
 CREATE INDEX worker_free ON worker (pool, rank)
     WHERE phase = 'ready' AND cordoned = 0 AND suspect = 0 AND lease IS NULL;
+
+CREATE INDEX worker_recycling ON worker (id) WHERE phase = 'recycling';
 
 -- Which specs a pool's workers have, one probe a spec.
 CREATE INDEX worker_by_spec ON worker (pool, spec) WHERE phase <> 'deleted';
