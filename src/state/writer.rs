@@ -4,7 +4,7 @@
 //! alone. Leases, which look before they write, do without. A caller gets its answer only after the commit is durable. There is no timer: while one batch
 //! commits, the next one gathers. A failed commit fails every job of the batch, and nothing is kept.
 //!
-//! A batch takes jobs for 2 ms at most, and a process that does not serve leaves a gap after a long one:
+//! A batch takes jobs for 1 ms at most, and a process that does not serve leaves a gap after a long one:
 //! a server's leases and an apply's records share the write lock.
 
 use std::collections::VecDeque;
@@ -25,10 +25,10 @@ use crate::clock::Stopwatch;
 /// The most jobs in a batch.
 const MAX_BATCH: usize = 256;
 /// How long a batch takes jobs before it commits: others wait for the write lock.
-const LONGEST_BATCH: Duration = Duration::from_millis(2);
+const LONGEST_BATCH: Duration = Duration::from_millis(1);
 /// How long a process whose changes can wait leaves the lock alone between two batches: whoever polls for
 /// it gets it then.
-const GAP: Duration = Duration::from_micros(150);
+const GAP: Duration = Duration::from_micros(200);
 
 /// One thing to do inside a transaction.
 trait Job: Send {
