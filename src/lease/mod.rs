@@ -6,7 +6,7 @@
 //! | [`ask`]    | what a job asks for, which workers meet it, and why none does         |
 //! | [`choose`] | which of the free workers an ask gets                                |
 //! | [`terms`]  | when a lease expires, and what its end does to the worker             |
-//! | [`line`]   | whose turn it is while nothing is free                               |
+//! | [`mod@line`] | whose turn it is while nothing is free                               |
 //!
 //! Does not know where leases are kept or who asks; the state calls these rules inside the transaction
 //! that grants.

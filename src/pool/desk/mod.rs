@@ -2,7 +2,7 @@
 //!
 //! An ask that finds free workers is answered by one transaction. One that does not waits in line, by
 //! priority and arrival, for as long as it said; workers that are only stale are probed meanwhile. The
-//! line is looked at whenever something was given back, and every [`GLANCE`] while somebody waits: what
+//! line is looked at whenever something was given back, and every 50 ms while somebody waits: what
 //! another process did needs no message.
 //!
 //! Guarantees: an answer is durable before it is given. Whoever hangs up in line leaves it; whoever hangs
