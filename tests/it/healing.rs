@@ -26,8 +26,8 @@ worker_config: {{image: a, cpu_cores: 1, memory_mb: 1}}
 health_check:
   type: exec
   command: [/bin/sh, -c, 'test -e {folder}/$POOL_WORKER']
-  interval: 100ms
-  timeout: 100ms
+  interval: 250ms
+  timeout: 250ms
   unhealthy_threshold: 3
 "
     )
@@ -95,13 +95,22 @@ async fn a_worker_that_vanishes_is_replaced_and_leases_of_others_live() {
     let told = api.get(&format!("/v1/leases/{}", id(&lease))).await.body;
     assert_eq!((&told["ended_at"], &told["trouble"]), (&Value::Null, &Value::Null));
     assert_eq!(api.world.cloud.workers().len(), 5);
-    let text = api.get("/metrics").await.body.as_str().unwrap().to_owned();
-    for line in [
+    let lines = [
         "pool_replacements_total{pool=\"ci\",reason=\"create_because_missing\"} 1",
         "pool_provisioning_attempts_total{pool=\"ci\"} 1",
         "pool_provisioning_successes_total{pool=\"ci\"} 1",
         "pool_probes_total{pool=\"ci\",result=\"passed\"}",
-    ] {
+    ];
+    let mut text = String::new();
+    for _ in 0..2000 {
+        text = api.get("/metrics").await.body.as_str().unwrap().to_owned();
+        if lines.iter().all(|line| text.contains(line)) {
+            break;
+        }
+        // The first probes may not have come yet.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for line in lines {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
     // Its first probe has yet to come.
