@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::config::{HealthCheckConfig, HealthCheckKind};
+use crate::worker::WorkerName;
 
 /// What one probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub async fn probe(
             HealthCheckKind::Provider => return ask_provider(provider, worker).await,
             HealthCheckKind::Tcp => tcp(check, worker, addresses).await,
             HealthCheckKind::Http => http(check, worker, addresses).await,
-            HealthCheckKind::Exec => exec(check, worker, addresses).await,
+            HealthCheckKind::Exec => run_program(&check.command, &worker.name, addresses).await,
         }
         .map_or_else(Probed::Failed, |()| Probed::Passed)
     };
@@ -112,16 +113,21 @@ async fn http(
     }
 }
 
-async fn exec(
-    check: &HealthCheckConfig,
-    worker: &WorkerRef,
+/// Runs a program that is about one worker, here, with the worker's name, slot and address in its
+/// environment; exit status 0 is success. Dropped, it is killed.
+///
+/// # Errors
+/// How it ended, or why it could not be run.
+pub async fn run_program(
+    command: &[String],
+    worker: &WorkerName,
     addresses: &[String],
 ) -> Result<(), String> {
-    let (program, arguments) = check.command.split_first().ok_or("the check has no command")?;
+    let (program, arguments) = command.split_first().ok_or("there is no command")?;
     let status = Command::new(program)
         .args(arguments)
-        .env("POOL_WORKER", worker.name.to_string())
-        .env("POOL_SLOT", worker.name.slot.to_string())
+        .env("POOL_WORKER", worker.to_string())
+        .env("POOL_SLOT", worker.slot.to_string())
         .env("POOL_ADDRESS", addresses.first().map_or("", String::as_str))
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -108,7 +108,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
         let _watched = follow(context, arguments, &keeper, &metrics)?;
         keeper.begin();
         let mut heart = tokio::spawn(beat(store.clone()));
-        let served = Arc::new(Served { keeper, metrics, clock: context.world.clock.clone() });
+        let served = Arc::new(Served { keeper, metrics });
         let router = serve::router(Arc::clone(&served), &context.world.entropy);
         tracing::info!(%address, state = %store.path().display(), "serving");
         notify(&[NotifyState::Ready]);

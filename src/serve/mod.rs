@@ -42,7 +42,7 @@ use tower_http::trace::TraceLayer;
 
 use self::metrics::Metrics;
 use self::problem::Problem;
-use crate::clock::{Clock, Entropy};
+use crate::clock::Entropy;
 use crate::pool::Keeper;
 
 /// The largest request body.
@@ -57,8 +57,6 @@ pub struct Served {
     pub keeper: Keeper,
     /// What is measured.
     pub metrics: Arc<Metrics>,
-    /// Tells the time.
-    pub clock: Clock,
 }
 
 /// Builds the routes.

@@ -72,7 +72,7 @@ impl Api {
             watcher,
             Mode::Heal,
         );
-        let served = Served { keeper: keeper.clone(), metrics, clock };
+        let served = Served { keeper: keeper.clone(), metrics };
         let router = router(Arc::new(served), &Entropy::system());
         Self { world, keeper, store, router, ahead }
     }

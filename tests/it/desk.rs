@@ -120,7 +120,7 @@ async fn the_worker_that_was_free_for_longest_is_picked_where_the_pool_says_so()
         let lease = api.lease().await;
         slots.push(lease["slot"].as_u64().unwrap());
         api.delete(&format!("/v1/leases/{}", id(&lease))).await;
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        api.advance(Duration::from_millis(2));
     }
     assert_eq!(slots, [0, 1, 2, 0]);
 }

@@ -166,6 +166,27 @@ fn it_stops_when_asked_answers_those_who_wait_and_gives_the_state_back() {
 }
 
 #[test]
+fn systemd_is_told_when_it_serves_that_it_lives_and_when_it_stops() {
+    let mut sandbox = applied();
+    let path = sandbox.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    sandbox.set("NOTIFY_SOCKET", path.to_str().unwrap());
+    sandbox.set("WATCHDOG_USEC", "400000");
+    let mut server = Server::start(&sandbox, &[]);
+    let told = || {
+        let mut text = [0; 256];
+        let length = socket.recv(&mut text).unwrap();
+        String::from_utf8(text[..length].to_vec()).unwrap().trim().to_owned()
+    };
+    assert_eq!(told(), "READY=1");
+    assert_eq!(told(), "WATCHDOG=1");
+    server.signal("-TERM");
+    while told() != "STOPPING=1" {}
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_client_that_hangs_up_leaves_the_line() {
     let sandbox = applied();
     let server = Server::start(&sandbox, &[]);

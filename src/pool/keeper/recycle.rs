@@ -1,16 +1,14 @@
 //! Cleans workers between two leases: three attempts at most, then another worker takes the place.
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Keeper;
 use crate::config::RecycleConfig;
-use crate::probe::Probed;
+use crate::probe::{self, Probed};
 use crate::state::leases::RECYCLE_ATTEMPTS;
 use crate::state::{StateError, Watched};
 
@@ -84,23 +82,10 @@ async fn clean(
 }
 
 async fn run(recycle: &RecycleConfig, worker: &Watched) -> Result<(), String> {
-    let (program, arguments) = recycle.command.split_first().ok_or("there is no command")?;
-    let status = Command::new(program)
-        .args(arguments)
-        .env("POOL_WORKER", worker.name.to_string())
-        .env("POOL_SLOT", worker.name.slot.to_string())
-        .env("POOL_ADDRESS", worker.addresses.first().map_or("", String::as_str))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .status();
-    match timeout(recycle.timeout.get(), status).await {
-        Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(Ok(status)) => Err(format!("{program} ended with {status}")),
-        Ok(Err(error)) => Err(format!("running {program}: {error}")),
-        Err(_) => Err(format!("{program} took longer than {}", recycle.timeout)),
-    }
+    let run = probe::run_program(&recycle.command, &worker.name, &worker.addresses);
+    timeout(recycle.timeout.get(), run)
+        .await
+        .unwrap_or_else(|_| Err(format!("cleaning took longer than {}", recycle.timeout)))
 }
 
 /// A clean worker is well, too.
