@@ -156,11 +156,14 @@ fn pause() {
 /// Returns whether the file is a state already; an empty one is not yet.
 fn identify(connection: &Connection, path: &Path) -> Result<bool, StateError> {
     let error = |error: rusqlite::Error| translate(&error, path);
+    // Both of one moment: another process may be making the state just now.
+    let moment = connection.unchecked_transaction().map_err(error)?;
     let id: i32 =
-        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(error)?;
-    let tables: i64 = connection
+        moment.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(error)?;
+    let tables: i64 = moment
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .map_err(error)?;
+    drop(moment);
     match (id, tables) {
         (APPLICATION_ID, _) => Ok(true),
         (0, 0) => Ok(false),
