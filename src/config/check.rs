@@ -177,6 +177,10 @@ fn check_leases(pool: &StaticPoolConfig, broken: &mut Broken) {
         let summary = "a worker that has one lease has no `max_uses`".to_owned();
         complain("max_uses", summary, "remove it, or set `reuse: reusable`");
     }
+    if leases.recycle.as_ref().is_some_and(|recycle| !recycle.reset && recycle.command.is_empty()) {
+        let summary = "`recycle` does not say how a worker is cleaned".to_owned();
+        complain("recycle", summary, "set `reset: true`, or a `command`");
+    }
     if leases.recycle.as_ref().is_some_and(|recycle| recycle.timeout.get().is_zero()) {
         complain(
             "recycle/timeout",

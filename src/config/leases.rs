@@ -77,15 +77,26 @@ pub enum Pick {
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Recycling")]
 pub struct RecycleConfig {
+    /// Has the provider make the worker as new: what a job left running is stopped, and the worker's own
+    /// program starts again. It comes before `command`. After three failed attempts the worker is replaced.
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(example = &true)]
+    pub reset: bool,
     /// The program and arguments that clean a worker. It runs where `pool` runs, with `POOL_WORKER`,
     /// `POOL_SLOT` and `POOL_ADDRESS` in its environment; exit status 0 says that the worker is clean.
     /// After three failed attempts the worker is replaced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1), example = ["/usr/local/bin/clean-worker"])]
     pub command: Vec<String>,
     /// How long one attempt may take.
     #[serde(default = "default_recycle_timeout")]
     #[schemars(example = &"60s")]
     pub timeout: HumanDuration,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn default_recycle_timeout() -> HumanDuration {

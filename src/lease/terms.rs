@@ -26,22 +26,34 @@ pub const RESPITE: Duration = Duration::from_secs(60);
 const CLOCK_JUMP: Duration = Duration::from_secs(5);
 
 /// Decides from when on leases may expire at all.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Respite {
+    length: Duration,
     last: Option<Timestamp>,
     not_before: Option<Timestamp>,
 }
 
+impl Default for Respite {
+    fn default() -> Self {
+        Self::of(RESPITE)
+    }
+}
+
 impl Respite {
+    /// Gives holders so long.
+    pub fn of(length: Duration) -> Self {
+        Self { length, last: None, not_before: None }
+    }
+
     /// Looks at the wall clock; `elapsed` is the real time since the latest look. Returns from when on
-    /// leases may expire: [`RESPITE`] after the first look, and again whenever the clock was set forward.
+    /// leases may expire: its length after the first look, and again whenever the clock was set forward.
     /// Set back, it makes leases last longer, which harms nobody.
     pub fn look(&mut self, now: Timestamp, elapsed: Duration) -> Timestamp {
         let moved = self.last.map(|last| now.duration_since(last));
         let moved = moved.and_then(|moved| Duration::try_from(moved).ok()).unwrap_or_default();
         let jumped = moved.saturating_sub(elapsed) > CLOCK_JUMP;
         if jumped || self.not_before.is_none() {
-            self.not_before = now.checked_add(RESPITE).ok();
+            self.not_before = now.checked_add(self.length).ok();
         }
         self.last = Some(now);
         self.not_before.unwrap_or(Timestamp::MAX)

@@ -68,6 +68,7 @@ fn description() -> Description {
         in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
         one_host: false,
         tells_ends: false,
+        resets: false,
         capacity: None,
     }
 }

@@ -29,7 +29,7 @@ pub mod vitals;
 mod watcher;
 
 pub use desk::{AcquireError, Desk, Given};
-pub use keeper::{Files, Keeper, Looked, Mode};
+pub use keeper::{Files, Habits, Keeper, Looked, Mode};
 pub use manager::{PoolFuture, ResourcePool, StaticPoolManager};
 pub use providers::{Dress, Providers};
 pub use reconcile::{Planned, Reconciler, observe};

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use pool_provider::{
     CreateRequest, DeleteRequest, DeploymentId, Description, Listing, ObservedWorker, PageToken,
-    ProbeOutcome, ProviderError, SharedProvider, UpdateRequest, WorkerProvider, WorkerRef,
+    ProbeOutcome, ProviderError, ResetRequest, SharedProvider, UpdateRequest, WorkerProvider,
+    WorkerRef,
 };
 
 use super::metrics::Metrics;
@@ -65,6 +66,10 @@ impl WorkerProvider for Metered {
 
     async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
         self.count("probe", self.provider.probe(worker).await)
+    }
+
+    async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
+        self.count("reset", self.provider.reset(request).await)
     }
 
     async fn ended(&self, worker: &WorkerRef) -> String {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use pool_provider::ObservedWorker;
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::Store;
@@ -18,6 +19,7 @@ use super::lock::{self, PoolLock};
 use super::watch::{WATCHED, Watched, watched};
 use super::writer::JobError;
 use crate::config::RecycleConfig;
+use crate::desired::Spec;
 use crate::lease::Retirement;
 use crate::plan::remedy::Tried;
 use crate::worker::{Generation, Phase, PoolId, Slot};
@@ -38,9 +40,21 @@ impl Health {
         match self {
             Self::Well => (&[Phase::Unhealthy], Phase::Ready),
             Self::Unhealthy => (&[Phase::Ready], Phase::Unhealthy),
-            Self::Lost => (&[Phase::Ready, Phase::Unhealthy, Phase::Recycling], Phase::Lost),
+            // One that is being cleaned may be gone for a moment: whoever cleans it finds out.
+            Self::Lost => (&[Phase::Ready, Phase::Unhealthy], Phase::Lost),
         }
     }
+}
+
+/// A worker that is to be cleaned.
+#[derive(Debug, Clone)]
+pub struct Used {
+    /// The worker.
+    pub worker: Watched,
+    /// What it is made from.
+    pub spec: Arc<Spec>,
+    /// How its pool says that it is cleaned.
+    pub recycle: Option<RecycleConfig>,
 }
 
 /// How the pools stand: what moves when something happens to a worker, and what moves with the config.
@@ -72,32 +86,45 @@ impl Store {
     }
 
     /// Returns the workers that are to be cleaned, and how.
-    pub async fn recycling(&self) -> Result<Vec<(Watched, Option<RecycleConfig>)>, StateError> {
+    pub async fn recycling(&self) -> Result<Vec<Used>, StateError> {
         let offers = Arc::clone(&self.offers);
         self.read(move |connection| {
             let sql = format!("{WATCHED} WHERE phase = 'recycling'");
             let workers = list(connection, &sql, None)?;
             let with_config = |worker: Watched| {
                 let offer = offers.of_pool(connection, &worker.name.pool)?;
-                Ok((worker, offer.and_then(|offer| offer.config.leases.recycle.clone())))
+                let recycle = offer.and_then(|offer| offer.config.leases.recycle.clone());
+                let sql = "SELECT spec FROM worker WHERE id = ?1";
+                let spec =
+                    connection.prepare_cached(sql)?.query_row([worker.row], |row| row.get(0))?;
+                Ok(Used { worker, spec: offers.spec(connection, spec)?, recycle })
             };
             workers.into_iter().map(with_config).collect()
         })
         .await
     }
 
-    /// Records what health checks say of a worker; false when it is not in a phase that this changes. A
-    /// lease of it goes on, and tells of it.
+    /// Records what health checks say of a worker; false when it is not in a phase that this changes, or not
+    /// in the one that it was probed in (it was cleaned meanwhile). A lease of it goes on, and tells of it.
     pub async fn record_health(
         &self,
-        row: i64,
+        probed: &Watched,
         health: Health,
         why: String,
     ) -> Result<bool, StateError> {
         let (now, who) = (self.now(), self.holder.describe());
+        let (row, since) = (probed.row, to_ms(probed.phase_since));
         self.writer
             .run(move |connection| {
                 let (from, to) = health.leads();
+                let sql = "SELECT phase_since FROM worker WHERE id = ?1";
+                let found: Option<i64> = connection
+                    .prepare_cached(sql)?
+                    .query_row([row], |row| row.get(0))
+                    .optional()?;
+                if found != Some(since) {
+                    return Ok(false);
+                }
                 if !move_row(connection, row, (from, to), (&who, &why), now)? {
                     return Ok(false);
                 }
@@ -115,13 +142,29 @@ impl Store {
             .await
     }
 
-    /// Records that a worker was cleaned and is well.
-    pub async fn record_recycled(&self, row: i64) -> Result<bool, StateError> {
+    /// Records that a worker was cleaned and is well. A reset may have changed where it can be reached.
+    pub async fn record_recycled(
+        &self,
+        row: i64,
+        reset: Option<ObservedWorker>,
+    ) -> Result<bool, StateError> {
         let (now, who) = (self.now(), self.holder.describe());
         self.writer
             .run(move |connection| {
                 let leads = (&[Phase::Recycling][..], Phase::Ready);
-                move_row(connection, row, leads, (&who, "clean"), now)
+                if !move_row(connection, row, leads, (&who, "clean"), now)? {
+                    return Ok(false);
+                }
+                if let Some(ObservedWorker { addresses, attributes, .. }) = reset {
+                    let addresses = serde_json::to_string(&addresses).unwrap_or_default();
+                    let attributes = serde_json::to_string(&attributes).unwrap_or_default();
+                    connection
+                        .prepare_cached(
+                            "UPDATE worker SET addresses = ?2, attributes = ?3 WHERE id = ?1",
+                        )?
+                        .execute((row, addresses, attributes))?;
+                }
+                Ok(true)
             })
             .await
     }

@@ -43,7 +43,7 @@ mod writer;
 
 pub use error::StateError;
 pub use event::{Event, EventFilter};
-pub use healing::{Health, PoolVersions, Retention};
+pub use healing::{Health, PoolVersions, Retention, Used};
 pub use holder::Holder;
 pub use leases::{Ended, Granted, Lease, LeaseFilter, NoProbes, Renewed, Vouch};
 pub use lifecycle::{NewCreate, OpenedOperation, WorkerKey};

@@ -77,6 +77,9 @@ pub enum CommitFault {
     None,
     /// The process dies here: nobody gets an answer, and nothing is written any more.
     Die,
+    /// The same, but everybody was answered: what a writer that answers too early would do. For tests of
+    /// whether such a writer would be found out.
+    AnswerThenDie,
     /// The disk is full.
     DiskFull,
 }
@@ -294,6 +297,12 @@ impl Thread {
             CommitFault::None => self.execute("COMMIT").map(|()| Some(Ok(()))),
             CommitFault::DiskFull => Ok(Some(Err(StateError::Full(self.path.clone())))),
             CommitFault::Die => Ok(None),
+            CommitFault::AnswerThenDie => {
+                for job in batch.drain(..) {
+                    job.finish(Ok(()), &self.path);
+                }
+                Ok(None)
+            }
         }
     }
 

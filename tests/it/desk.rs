@@ -282,10 +282,11 @@ async fn a_worker_that_is_used_up_goes_even_if_it_failed_or_was_drained_meanwhil
     let lease = api.lease().await;
     let name = lease["worker"]["name"].as_str().unwrap().parse().unwrap();
     let row = api.store.row_of(&name).await.unwrap().unwrap();
-    assert_eq!(api.store.record_health(row, Health::Unhealthy, "x".into()).await, Ok(true));
+    let probed = api.store.watched(row).await.unwrap().unwrap();
+    assert_eq!(api.store.record_health(&probed, Health::Unhealthy, "x".into()).await, Ok(true));
     api.delete(&format!("/v1/leases/{}", id(&lease))).await;
     // It passes its probe again: that does not clean it.
-    assert_eq!(api.store.record_health(row, Health::Well, "y".into()).await, Ok(false));
+    assert_eq!(api.store.record_health(&probed, Health::Well, "y".into()).await, Ok(false));
     let worker = api.worker("ci-0-1").await;
     assert_eq!((&worker["phase"], &worker["retired"]), (&json!("deleting"), &json!("one_shot")));
     let second = api.lease().await;
@@ -316,7 +317,6 @@ async fn a_clock_that_is_set_back_keeps_nobody_from_a_worker() {
     let api = Api::new(&checked).await;
     api.set_back(Duration::from_secs(3600));
     let lease = api.lease().await;
-    assert_eq!(lease["slot"], 0);
     let at = |field: &str| lease[field].as_str().unwrap().parse::<Timestamp>().unwrap();
     assert!(at("verified_at") <= at("granted_at"), "it was probed on the clock as it is now");
 }

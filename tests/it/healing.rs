@@ -6,7 +6,7 @@ use std::time::Duration;
 use pool::state::EventFilter;
 use serde_json::{Value, json};
 
-use crate::api::{Api, id};
+use crate::api::{Api, POOL, id};
 
 /// Every worker is well for as long as there is a file of its name in `folder`.
 fn checked_by_files(folder: &Path, size: u32) -> String {
@@ -215,6 +215,32 @@ async fn a_slot_that_breaks_again_waits_and_the_wait_outlives_the_server() {
     api.advance(Duration::from_secs(11));
     api.keeper.look_again();
     api.until("it is replaced after its back-off", |w| is(w, "ci-0-3", "ready")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_worker_is_reset_by_its_provider() {
+    let yaml = format!("{POOL}leases: {{recycle: {{reset: true}}}}\n");
+    let api = Api::new(&yaml).await;
+    api.keeper.begin();
+    let lease = api.lease().await;
+    assert_eq!(lease["worker"]["attributes"], json!({}));
+    api.delete(&format!("/v1/leases/{}", id(&lease))).await;
+    api.until("it is ready", |workers| is(workers, "ci-0-1", "ready")).await;
+    let again = api.lease().await;
+    assert_eq!(again["worker"]["name"], "ci-0-1");
+    assert_eq!(
+        (&again["worker"]["attributes"]["resets"], &again["uses"]),
+        (&json!("1"), &json!(2))
+    );
+
+    // What is gone cannot be reset: another one comes.
+    let api = Api::new(&yaml).await;
+    let lease = api.lease().await;
+    let worker = api.world.cloud.workers().into_iter().find(|w| w.observed.name.slot.0 == 0);
+    api.world.cloud.kill(&worker.unwrap().observed.provider_id).unwrap();
+    api.delete(&format!("/v1/leases/{}", id(&lease))).await;
+    api.keeper.begin();
+    api.until("it is replaced", |workers| is(workers, "ci-0-2", "ready")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,20 +16,20 @@ use serde_json::{Value, json};
 use crate::sandbox::{Sandbox, asked_for, pause};
 use crate::serve::Server;
 
-/// What a client was told, and when, in milliseconds of the wall clock.
+/// What a client was told, and when, in microseconds of the wall clock.
 #[derive(Debug, Clone)]
-struct Held {
-    id: String,
-    fence: i64,
-    worker: String,
-    asked_at: i64,
-    answered_at: i64,
+pub(crate) struct Held {
+    pub(crate) id: String,
+    pub(crate) fence: i64,
+    pub(crate) worker: String,
+    pub(crate) asked_at: i64,
+    pub(crate) answered_at: i64,
     /// Until when it had the worker for sure: its release was sent, or its time was over.
-    until: i64,
+    pub(crate) until: i64,
 }
 
 /// What the history proves to be wrong.
-fn check(history: &[Held]) -> Vec<String> {
+pub(crate) fn check(history: &[Held]) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut by_worker: BTreeMap<&str, Vec<&Held>> = BTreeMap::new();
     for held in history {
@@ -73,8 +73,13 @@ fn the_checker_catches_what_it_is_there_for() {
     assert!(check(&fences)[0].contains("did not grow"));
 }
 
-fn now() -> i64 {
-    pool::clock::Clock::system().now().as_millisecond()
+pub(crate) fn now() -> i64 {
+    pool::clock::Clock::system().now().as_microsecond()
+}
+
+/// A time that a server told, in microseconds.
+pub(crate) fn time(value: &Value) -> i64 {
+    value.as_str().unwrap().parse::<Timestamp>().unwrap().as_microsecond()
 }
 
 /// One request, to a server that may not be there.
@@ -130,8 +135,6 @@ fn client(shared: &Shared, mut seed: u64) {
         };
         let answered_at = now();
         let lease = &answer["leases"][0];
-        let time =
-            |value: &Value| value.as_str().unwrap().parse::<Timestamp>().unwrap().as_millisecond();
         let id = lease["id"].as_str().unwrap().to_owned();
         let fence = lease["fence"].as_i64().unwrap();
         let mut until = time(&lease["expires_at"]);

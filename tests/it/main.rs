@@ -25,6 +25,7 @@ mod api;
 mod crash;
 mod desk;
 mod embedded;
+mod expiry;
 mod faults;
 mod healing;
 mod history;

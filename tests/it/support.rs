@@ -195,6 +195,12 @@ impl World {
         }
     }
 
+    /// Applies these files in a cloud that may fail; returns whether all went well.
+    pub(crate) async fn try_to_converge(&self, yaml: &str) -> bool {
+        let ended = self.apply(yaml, &Switch::never()).await;
+        matches!(ended, Ended::Returned(Ok(outcomes)) if outcomes.iter().all(PoolOutcome::is_complete))
+    }
+
     pub(crate) fn state_path(&self) -> PathBuf {
         self.folder.path().join("state.db")
     }
@@ -278,7 +284,7 @@ impl World {
     }
 
     /// A simulated process dies within this one, which lives: gives its locks to a process that is dead.
-    fn bury_the_dead(&self) {
+    pub(crate) fn bury_the_dead(&self) {
         if self.state_path().exists() {
             let database = rusqlite::Connection::open(self.state_path()).unwrap();
             database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();

@@ -14,8 +14,8 @@ use tokio::time::{sleep, timeout};
 use crate::error::ProviderError;
 use crate::identity::{DeploymentId, Generation, Slot, WorkerName};
 use crate::provider::{
-    CreateRequest, DeleteRequest, Idempotency, InPlaceField, UpdateRequest, WorkerProvider,
-    WorkerRef,
+    CreateRequest, DeleteRequest, Idempotency, InPlaceField, ResetRequest, UpdateRequest,
+    WorkerProvider, WorkerRef,
 };
 use crate::spec::{ObservedWorker, WorkerSpec};
 
@@ -104,6 +104,8 @@ pub async fn run(subject: &impl Subject, seed: u8) -> Vec<Finding> {
             .await,
         finding("a delete that names another id leaves the worker alone", trial(15).other_id())
             .await,
+        finding("a reset worker keeps its id and its tags", trial(16).reset()).await,
+        finding("a reset is repeated when its caller is gone", trial(17).abandoned_reset()).await,
         finding("what does not exist is not found", trial(9).not_found()).await,
         finding("a spec that cannot succeed is invalid, and leaves nothing", trial(10).invalid())
             .await,
@@ -333,6 +335,56 @@ impl<S: Subject> Trial<'_, S> {
         if listed.provider_id != created.provider_id {
             return Err("the update made another worker".to_owned());
         }
+        self.clean().await.map(|()| true)
+    }
+
+    async fn reset(&self) -> Result<bool, String> {
+        if !self.subject.provider().describe().resets {
+            return Ok(false);
+        }
+        let spec = self.subject.spec();
+        let absent = ResetRequest { worker: self.reference(0, None), spec: spec.clone() };
+        match self.subject.provider().reset(&absent).await {
+            Err(ProviderError::NotFound(_)) => {}
+            answer => return Err(format!("resetting nothing answered {answer:?}")),
+        }
+        let created = self.create(0).await?;
+        let worker = self.reference(0, Some(created.provider_id.clone()));
+        let reset = self.subject.provider().reset(&ResetRequest { worker, spec }).await;
+        let reset = reset.map_err(|error| format!("reset failed: {error}"))?;
+        let listed = self.list_until(1).await?.remove(0);
+        for (what, worker) in [("answered", reset), ("listed", listed)] {
+            let expected = ObservedWorker {
+                addresses: worker.addresses.clone(),
+                attributes: worker.attributes.clone(),
+                status: worker.status,
+                ..created.clone()
+            };
+            if worker != expected {
+                return Err(format!("{what} as {worker:?}, created as {created:?}"));
+            }
+        }
+        self.clean().await.map(|()| true)
+    }
+
+    async fn abandoned_reset(&self) -> Result<bool, String> {
+        if !self.subject.provider().describe().resets {
+            return Ok(false);
+        }
+        let created = self.create(0).await?;
+        let worker = self.reference(0, Some(created.provider_id.clone()));
+        let request = ResetRequest { worker, spec: self.subject.spec() };
+        for limit in ABANDONED_AFTER_MS {
+            let provider = self.subject.provider();
+            let _abandoned = timeout(Duration::from_millis(limit), provider.reset(&request)).await;
+            let seen = self.list_until(1).await?.remove(0);
+            if seen.provider_id != created.provider_id {
+                return Err(format!("abandoned after {limit} ms, it is {}", seen.provider_id));
+            }
+            let again = self.subject.provider().reset(&request).await;
+            again.map_err(|error| format!("abandoned after {limit} ms: repeat: {error}"))?;
+        }
+        self.list_until(1).await?;
         self.clean().await.map(|()| true)
     }
 

@@ -24,7 +24,7 @@ pub use error::ProviderError;
 pub use identity::{DeploymentId, Generation, InvalidIdentity, PoolId, Slot, WorkerName};
 pub use provider::{
     Consistency, CreateRequest, DeleteRequest, Description, Idempotency, InPlaceField, Listing,
-    PageToken, UpdateRequest, WorkerProvider, WorkerRef,
+    PageToken, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef,
 };
 pub use shared::SharedProvider;
 pub use spec::{ObservedStatus, ObservedWorker, ProbeOutcome, WorkerSpec};

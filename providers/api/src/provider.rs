@@ -64,6 +64,9 @@ pub struct Description {
     /// Whether [`WorkerProvider::ended`] ever returns: workers that end are noticed at once.
     #[serde(default)]
     pub tells_ends: bool,
+    /// Whether [`WorkerProvider::reset`] does anything: a worker can be made as new between two jobs.
+    #[serde(default)]
+    pub resets: bool,
     /// How many workers fit in all, where the provider knows; decides the order of replacements.
     pub capacity: Option<u32>,
 }
@@ -116,6 +119,15 @@ pub struct UpdateRequest {
     pub tags: Vec<String>,
 }
 
+/// Asks for a worker to be as new.
+#[derive(Debug, Clone)]
+pub struct ResetRequest {
+    /// Which worker.
+    pub worker: WorkerRef,
+    /// What it is made from, secrets included: whatever has to be started again needs it.
+    pub spec: WorkerSpec,
+}
+
 /// Asks for a worker to be gone.
 #[derive(Debug, Clone)]
 pub struct DeleteRequest {
@@ -151,6 +163,8 @@ pub struct Listing {
 ///   the stated consistency.
 /// - `delete` succeeds when the worker is already gone, and takes along what the worker started.
 /// - `update` sets labels and tags to exactly what is asked.
+/// - `reset` ends whatever the worker ran and starts it anew, under its id and with its tags. Meanwhile
+///   `list` goes on to return it; a repeat after a dropped call does it again.
 /// - Errors are the named ones. A timeout or a lost answer is `UnknownOutcome`, never another.
 /// - Calls may be dropped half-way (the process is killed); what they started is found by `list`.
 ///
@@ -196,6 +210,17 @@ pub trait WorkerProvider: Send + Sync + 'static {
         &self,
         worker: &WorkerRef,
     ) -> impl Future<Output = Result<ProbeOutcome, ProviderError>> + Send;
+
+    /// Ends whatever a job left on the worker and starts it anew: the same worker, with the same id and tags.
+    /// What it answers is what the worker is like from now on (another process id, say). It is called only
+    /// where [`Description::resets`] is true.
+    fn reset(
+        &self,
+        request: &ResetRequest,
+    ) -> impl Future<Output = Result<ObservedWorker, ProviderError>> + Send {
+        let name = request.worker.name.to_string();
+        async move { Err(ProviderError::InvalidSpec(format!("{name}: this provider resets nothing"))) }
+    }
 
     /// Waits until a worker has ended by itself, and says why. Where [`Description::tells_ends`] is false
     /// it waits for ever, and only probes find out. It may be dropped at any moment.

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use crate::error::ProviderError;
 use crate::identity::DeploymentId;
 use crate::provider::{
-    CreateRequest, DeleteRequest, Description, Listing, PageToken, UpdateRequest, WorkerProvider,
-    WorkerRef,
+    CreateRequest, DeleteRequest, Description, Listing, PageToken, ResetRequest, UpdateRequest,
+    WorkerProvider, WorkerRef,
 };
 use crate::spec::{ObservedWorker, ProbeOutcome};
 
@@ -32,6 +32,7 @@ trait ErasedProvider: Send + Sync + 'static {
     fn update<'a>(&'a self, request: &'a UpdateRequest) -> Answer<'a, ObservedWorker>;
     fn delete<'a>(&'a self, request: &'a DeleteRequest) -> Answer<'a, ()>;
     fn probe<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ProbeOutcome>;
+    fn reset<'a>(&'a self, request: &'a ResetRequest) -> Answer<'a, ObservedWorker>;
     fn ended<'a>(
         &'a self,
         worker: &'a WorkerRef,
@@ -63,6 +64,9 @@ impl<T: WorkerProvider> ErasedProvider for T {
     }
     fn probe<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ProbeOutcome> {
         Box::pin(WorkerProvider::probe(self, worker))
+    }
+    fn reset<'a>(&'a self, request: &'a ResetRequest) -> Answer<'a, ObservedWorker> {
+        Box::pin(WorkerProvider::reset(self, request))
     }
     fn ended<'a>(
         &'a self,
@@ -114,6 +118,9 @@ impl WorkerProvider for SharedProvider {
     }
     async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
         self.0.probe(worker).await
+    }
+    async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
+        self.0.reset(request).await
     }
     async fn ended(&self, worker: &WorkerRef) -> String {
         self.0.ended(worker).await

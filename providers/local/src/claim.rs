@@ -2,11 +2,12 @@
 //!
 //! One file a claim, `<worker>.<attempt>.claim`, in a folder per deployment. It appears complete or not
 //! at all: written aside, then hard-linked to its name, which fails when the name exists (link(2)).
+//! A lock on `<worker>.<attempt>.reset` says that the worker is being stopped and started again.
 //! A tombstone, `<worker>.deleted`, holds the latest attempt that was deleted and forbids claims up to it:
 //! a launcher that was still on its way when the worker was deleted finds it and gives up.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -81,6 +82,10 @@ impl ClaimFolder {
         self.path.join(format!("{name}.{attempt}.claim"))
     }
 
+    fn reset_path(&self, name: &WorkerName, attempt: u32) -> PathBuf {
+        self.path.join(format!("{name}.{attempt}.reset"))
+    }
+
     fn tombstone_path(&self, name: &WorkerName) -> PathBuf {
         self.path.join(format!("{name}.deleted"))
     }
@@ -98,6 +103,37 @@ impl ClaimFolder {
             }
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes an attempt over from whoever had it; false when it is deleted. Only under [`Self::lock_reset`].
+    pub fn take_over(&self, claim: &Claim) -> io::Result<bool> {
+        self.rewrite(claim)?;
+        if self.buried(&claim.name)? >= claim.attempt {
+            fs::remove_file(self.claim_path(&claim.name, claim.attempt))?;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Waits until nobody else resets the attempt. The lock ends with the file, or with this process, or
+    /// when it executes another program.
+    pub fn lock_reset(&self, name: &WorkerName, attempt: u32) -> io::Result<File> {
+        let file = private_file(&self.reset_path(name, attempt))?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    /// Returns whether somebody resets the attempt: whether or not it runs now, it will.
+    pub fn is_being_reset(&self, name: &WorkerName, attempt: u32) -> io::Result<bool> {
+        match File::open(self.reset_path(name, attempt)) {
+            Ok(file) => match file.try_lock_shared() {
+                Ok(()) => Ok(false),
+                Err(TryLockError::WouldBlock) => Ok(true),
+                Err(TryLockError::Error(error)) => Err(error),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -168,6 +204,7 @@ impl ClaimFolder {
         let all = self.read_all(Some(name))?;
         for claim in all.into_iter().filter(|claim| gone(claim.attempt)) {
             remove_if_present(&self.claim_path(name, claim.attempt))?;
+            remove_if_present(&self.reset_path(name, claim.attempt))?;
         }
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;

@@ -78,6 +78,8 @@ pub(crate) fn workers(
         if let Some(process) = live_process(&claim)? {
             claimed.insert(process);
             workers.push(observed(&claim, owner));
+        } else {
+            workers.extend(restarting(folder, &claim, owner)?);
         }
     }
     for (process, tags) in tagged(owner, None)? {
@@ -98,6 +100,8 @@ pub(crate) fn by_name(
     for claim in folder.read_all(Some(name))? {
         if live_process(&claim)?.is_some() {
             workers.push(observed(&claim, owner));
+        } else {
+            workers.extend(restarting(folder, &claim, owner)?);
         }
     }
     if workers.is_empty() {
@@ -106,6 +110,23 @@ pub(crate) fn by_name(
         }
     }
     Ok(workers)
+}
+
+/// Describes a worker whose process has ended because it is being reset.
+fn restarting(
+    folder: &ClaimFolder,
+    claim: &Claim,
+    owner: &DeploymentId,
+) -> io::Result<Option<ObservedWorker>> {
+    let starting = ObservedWorker { status: ObservedStatus::Starting, ..observed(claim, owner) };
+    if folder.is_being_reset(&claim.name, claim.attempt)? {
+        return Ok(Some(starting));
+    }
+    // It may have come to its end between the two looks.
+    let now = folder.read(&claim.name, claim.attempt)?;
+    let again = now.map(|claim| Ok::<_, io::Error>((live_process(&claim)?.is_some(), claim)));
+    let again = again.transpose()?;
+    Ok(again.filter(|(lives, _)| *lives).map(|(_, claim)| observed(&claim, owner)))
 }
 
 /// Describes the worker that `claim` became.

@@ -3,7 +3,8 @@
 //! It is a process of its own because a create can be killed at any instruction: the launcher starts a
 //! session, enters the worker's limits, claims the attempt exclusively on disk, and only then
 //! executes the worker's program in its place, keeping its pid. A second launcher of the same attempt
-//! loses the claim and ends. The request arrives on standard input, so that no secret is ever in an
+//! loses the claim and ends. A reset is the same with another beginning: it stops what runs under the
+//! claim, and takes it over. The request arrives on standard input, so that no secret is ever in an
 //! argument list; one report line goes to standard output, which closes when the program is executed.
 
 use std::collections::BTreeMap;
@@ -13,18 +14,32 @@ use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
+use pool_provider::DeploymentId;
 use serde::{Deserialize, Serialize};
 
 use crate::claim::{Claim, ClaimFolder, private_file};
 use crate::limits::{self, Limits};
 use crate::proc;
+use crate::stop::{self, Meant};
+
+/// What a launcher is to do before it becomes the worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Mission {
+    /// Claim an attempt that nobody has.
+    Start,
+    /// Stop what runs under the claim, with so many milliseconds of grace, and take it over.
+    Reset { owner: DeploymentId, grace_ms: u64 },
+}
 
 /// What a launcher is asked to start.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct LaunchRequest {
     /// The deployment's claim folder.
     pub(crate) folder: PathBuf,
+    pub(crate) mission: Mission,
     /// Where control groups are mounted.
     pub(crate) cgroup_root: PathBuf,
     /// The claim to take; the launcher fills in its own process.
@@ -86,21 +101,51 @@ fn launch(report: &mut File) -> io::Result<LaunchReport> {
         proc::stat(pid).ok_or_else(|| io::Error::other("/proc does not show this process"))?;
     let folder = ClaimFolder::at(request.folder);
     let log = folder.log_path(&request.claim.name);
+    // Held until the program is executed: until then the worker is on its way, and nobody else resets it.
+    let (known, _lock) = match &request.mission {
+        Mission::Start => (request.claim, None),
+        Mission::Reset { owner, grace_ms } => {
+            let asked = &request.claim;
+            let lock = folder.lock_reset(&asked.name, asked.attempt)?;
+            let Some(known) = folder.read(&asked.name, asked.attempt)? else {
+                return Ok(LaunchReport::Taken);
+            };
+            stop_all(&folder, owner, &known, Duration::from_millis(*grace_ms))?;
+            (known, Some(lock))
+        }
+    };
     let claim = Claim {
         pid,
         start_time: own.start_time,
         boot_id: proc::boot_id()?,
         pid_namespace: proc::pid_namespace()?,
         limits: limits::enter(&request.cgroup_root, &limits),
-        ..request.claim
+        ..known
     };
-    if !folder.take(&claim)? {
+    let taken = match request.mission {
+        Mission::Start => folder.take(&claim)?,
+        Mission::Reset { .. } => folder.take_over(&claim)?,
+    };
+    if !taken {
         return Ok(LaunchReport::Taken);
     }
     // A reader that was killed cannot take the worker along: the claim is what counts.
     let _reader_may_be_gone = send(report, &LaunchReport::Claimed).is_ok();
     let error = execute(&log, &request.image, &request.command, request.environment, &own)?;
     Ok(LaunchReport::NotExecutable(format!("`{}`: {error}", request.image)))
+}
+
+/// Stops what runs under a claim. The limits come after it: they would hold us with what is stopped.
+fn stop_all(
+    folder: &ClaimFolder,
+    owner: &DeploymentId,
+    claim: &Claim,
+    grace: Duration,
+) -> io::Result<()> {
+    let meant = Meant::Only(claim.attempt);
+    let target = stop::Target { folder, owner, name: &claim.name, meant, spares_resets: true };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    runtime.block_on(stop::stop(&target, grace))
 }
 
 fn execute(

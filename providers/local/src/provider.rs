@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use pool_provider::{
     Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency,
-    InPlaceField, Listing, ObservedWorker, PageToken, ProbeOutcome, ProviderError, UpdateRequest,
-    WorkerProvider, WorkerRef, WorkerSpec,
+    InPlaceField, Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, ProviderError,
+    ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::claim::{Claim, ClaimFolder};
 use crate::ends::Ends;
-use crate::launch::{LaunchReport, LaunchRequest};
+use crate::launch::{LaunchReport, LaunchRequest, Mission};
 use crate::stop::Meant;
 use crate::{find, limits, stop};
 
@@ -77,6 +77,7 @@ impl LocalProvider {
         &self,
         request: &CreateRequest,
         folder: &ClaimFolder,
+        mission: Mission,
     ) -> io::Result<(LaunchReport, Option<ExitStatus>)> {
         let (program, arguments) = &self.settings.launcher;
         let mut launcher = Command::new(program)
@@ -84,11 +85,12 @@ impl LocalProvider {
             .env_clear()
             // The tags are in the launcher's environment too: a delete finds it on its way.
             .envs(tags(request))
+            .envs(matches!(mission, Mission::Reset { .. }).then_some((stop::RESET, "1")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
-        let asked = launch_request(request, folder, &self.settings);
+        let asked = launch_request(request, folder, &self.settings, mission);
         let text = serde_json::to_vec(&asked)?;
         if let Some(mut stdin) = launcher.stdin.take() {
             stdin.write_all(&text).await?;
@@ -108,6 +110,45 @@ impl LocalProvider {
         };
         Ok((report, ended.transpose()?))
     }
+
+    /// Has the launcher start a worker's program, and returns the worker once it has run for a moment.
+    async fn start(
+        &self,
+        request: &CreateRequest,
+        folder: &ClaimFolder,
+        mission: Mission,
+    ) -> Result<ObservedWorker, ProviderError> {
+        let launched = self.launch(request, folder, mission).await;
+        let (report, ended) = launched.map_err(|error| {
+            ProviderError::UnknownOutcome(format!("starting a process: {error}"))
+        })?;
+        match report {
+            LaunchReport::NotExecutable(why) => {
+                return Err(ProviderError::InvalidSpec(format!("image {why}")));
+            }
+            LaunchReport::Failed(why) => return Err(ProviderError::Transient(why)),
+            LaunchReport::Claimed | LaunchReport::Taken => {}
+        }
+        let log = folder.log_path(&request.name);
+        if let Some(status) = ended {
+            return Err(ProviderError::Transient(format!(
+                "`{}` ended at once with {status}; see {}",
+                request.spec.image,
+                log.display()
+            )));
+        }
+        let claim = folder.read(&request.name, request.attempt).map_err(|error| looking(&error))?;
+        match claim {
+            Some(claim) if find::live_process(&claim).map_err(|e| looking(&e))?.is_some() => {
+                Ok(find::observed(&claim, &request.owner))
+            }
+            Some(_) | None => Err(ProviderError::Transient(format!(
+                "the process of {} has ended already; see {}",
+                request.name,
+                log.display()
+            ))),
+        }
+    }
 }
 
 fn tags(request: &CreateRequest) -> BTreeMap<String, String> {
@@ -126,6 +167,7 @@ fn launch_request(
     request: &CreateRequest,
     folder: &ClaimFolder,
     settings: &Settings,
+    mission: Mission,
 ) -> LaunchRequest {
     let WorkerSpec { image, command, cpu_cores, memory_mb, labels, tags: user_tags, .. } =
         request.spec.clone();
@@ -137,6 +179,7 @@ fn launch_request(
     environment.extend(tags(request));
     LaunchRequest {
         folder: folder.path().to_owned(),
+        mission,
         cgroup_root: settings.cgroup_root.clone(),
         claim: Claim {
             name: request.name.clone(),
@@ -192,6 +235,7 @@ impl WorkerProvider for LocalProvider {
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: true,
             tells_ends: true,
+            resets: true,
             capacity: None,
         }
     }
@@ -202,35 +246,7 @@ impl WorkerProvider for LocalProvider {
             let path = folder.path().display();
             ProviderError::Transient(format!("creating the folder {path}: {error}"))
         })?;
-        let (report, ended) = self.launch(request, &folder).await.map_err(|error| {
-            ProviderError::UnknownOutcome(format!("starting a process: {error}"))
-        })?;
-        match report {
-            LaunchReport::NotExecutable(why) => {
-                return Err(ProviderError::InvalidSpec(format!("image {why}")));
-            }
-            LaunchReport::Failed(why) => return Err(ProviderError::Transient(why)),
-            LaunchReport::Claimed | LaunchReport::Taken => {}
-        }
-        let log = folder.log_path(&request.name);
-        if let Some(status) = ended {
-            return Err(ProviderError::Transient(format!(
-                "`{}` ended at once with {status}; see {}",
-                request.spec.image,
-                log.display()
-            )));
-        }
-        let claim = folder.read(&request.name, request.attempt).map_err(|error| looking(&error))?;
-        match claim {
-            Some(claim) if find::live_process(&claim).map_err(|e| looking(&e))?.is_some() => {
-                Ok(find::observed(&claim, &request.owner))
-            }
-            Some(_) | None => Err(ProviderError::Transient(format!(
-                "the process of {} has ended already; see {}",
-                request.name,
-                log.display()
-            ))),
-        }
+        self.start(request, &folder, Mission::Start).await
     }
 
     async fn list(
@@ -281,11 +297,33 @@ impl WorkerProvider for LocalProvider {
         let stopping =
             |error: io::Error| ProviderError::UnknownOutcome(format!("stopping {name}: {error}"));
         folder.bury(name, request.attempt).map_err(stopping)?;
-        let target = stop::Target { folder: &folder, owner, name, meant };
+        let target = stop::Target { folder: &folder, owner, name, meant, spares_resets: false };
         stop::stop(&target, self.settings.stop_grace).await.map_err(stopping)?;
         folder.clear(name, |attempt| meant.covers(attempt)).map_err(stopping)?;
         limits::remove(&self.settings.cgroup_root, &name.object_name(owner));
         Ok(())
+    }
+
+    async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
+        let WorkerRef { owner, name, .. } = &request.worker;
+        let folder = self.folder(owner);
+        let observed = self.get(&request.worker).await?;
+        let known = folder.read(name, observed.attempt).map_err(|error| looking(&error))?;
+        let known = known
+            .ok_or_else(|| ProviderError::NotFound(format!("{name}: its claim file is lost")))?;
+        let again = CreateRequest {
+            owner: owner.clone(),
+            name: name.clone(),
+            attempt: known.attempt,
+            operation: known.operation,
+            // Only a create is told from its repeat by its token; ours is the claim.
+            token: String::new(),
+            spec: request.spec.clone(),
+            spec_hash: known.spec_hash,
+        };
+        let grace_ms = u64::try_from(self.settings.stop_grace.as_millis()).unwrap_or(u64::MAX);
+        let mission = Mission::Reset { owner: owner.clone(), grace_ms };
+        self.start(&again, &folder, mission).await
     }
 
     async fn ended(&self, worker: &WorkerRef) -> String {
@@ -299,7 +337,8 @@ impl WorkerProvider for LocalProvider {
 
     async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
         match self.get(worker).await {
-            Ok(_) => Ok(ProbeOutcome::Healthy),
+            Ok(found) if found.status == ObservedStatus::Running => Ok(ProbeOutcome::Healthy),
+            Ok(_) => Ok(ProbeOutcome::Unhealthy("it is being reset".to_owned())),
             Err(ProviderError::NotFound(_)) => {
                 Ok(ProbeOutcome::Gone("its process has ended".to_owned()))
             }

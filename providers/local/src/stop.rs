@@ -49,7 +49,12 @@ pub(crate) struct Target<'a> {
     pub(crate) owner: &'a DeploymentId,
     pub(crate) name: &'a WorkerName,
     pub(crate) meant: Meant,
+    /// Whether those that are about to start the worker anew go on.
+    pub(crate) spares_resets: bool,
 }
+
+/// The variable that only a launcher which resets a worker has.
+pub(crate) const RESET: &str = "POOL_RESET";
 
 /// Stops everything that belongs to the target. Returns once nothing of it runs.
 pub(crate) async fn stop(target: &Target<'_>, grace: Duration) -> io::Result<()> {
@@ -79,7 +84,7 @@ pub(crate) async fn stop(target: &Target<'_>, grace: Duration) -> io::Result<()>
 
 /// Returns the workers of that name, and they with everything that they started.
 fn belongings(target: &Target<'_>) -> io::Result<(BTreeSet<ProcessId>, BTreeSet<ProcessId>)> {
-    let Target { folder, owner, name, meant } = *target;
+    let Target { folder, owner, name, meant, spares_resets } = *target;
     let mut workers = BTreeSet::new();
     let claims = folder.read_all(Some(name))?;
     for claim in claims.into_iter().filter(|claim| meant.covers(claim.attempt)) {
@@ -88,7 +93,8 @@ fn belongings(target: &Target<'_>) -> io::Result<(BTreeSet<ProcessId>, BTreeSet<
     let mut family = workers.clone();
     for (process, tags) in find::tagged(owner, Some(name))? {
         let attempt = tags.get("POOL_ATTEMPT").and_then(|attempt| attempt.parse().ok());
-        if !attempt.is_some_and(|attempt| meant.covers(attempt)) {
+        let spared = spares_resets && tags.contains_key(RESET);
+        if spared || !attempt.is_some_and(|attempt| meant.covers(attempt)) {
             continue;
         }
         let itself = format!("{}:{}", process.pid, process.start_time);

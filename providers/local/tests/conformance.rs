@@ -8,8 +8,8 @@ use std::process::Command;
 use pool_local::{LocalProvider, Settings};
 use pool_provider::conformance::{self, Outcome, Subject};
 use pool_provider::{
-    CreateRequest, DeleteRequest, DeploymentId, Generation, ProviderError, Slot, WorkerName,
-    WorkerProvider, WorkerRef, WorkerSpec,
+    CreateRequest, DeleteRequest, DeploymentId, Generation, ProviderError, ResetRequest, Slot,
+    WorkerName, WorkerProvider, WorkerRef, WorkerSpec,
 };
 
 struct Local {
@@ -175,4 +175,64 @@ async fn a_secret_is_in_the_workers_environment_and_in_no_argument_list() {
     assert!(!String::from_utf8_lossy(&arguments.stdout).contains("s3cret"));
     let reference = WorkerRef { owner, name: worker.name, provider_id: Some(worker.provider_id) };
     local.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_ends_what_a_job_left_and_starts_the_worker_anew() {
+    let local = Local::new();
+    let owner = DeploymentId::from_random([91; 16]);
+    let script = "echo started; sleep 601 & setsid sleep 602 & wait";
+    let mut create = request(&local, &owner, script);
+    let marker = format!("MARK=reset-{}", std::process::id());
+    create.spec.environment.insert("MARK".into(), format!("reset-{}", std::process::id()));
+    let worker = local.provider().create(&create).await.unwrap();
+    let until = async |count: usize| {
+        while processes_with(&marker) != count {
+            tokio::task::yield_now().await;
+        }
+    };
+    until(3).await;
+    // What a job leaves behind: a process in a session of its own, with the worker's environment.
+    let left = Command::new("setsid")
+        .args(["sleep", "604"])
+        .envs([("POOL_DEPLOYMENT", owner.as_str()), ("POOL_WORKER", "t-0-1")])
+        .envs([("POOL_ATTEMPT", "1".to_owned()), ("MARK", format!("reset-{}", std::process::id()))])
+        .spawn();
+    let mut left = left.unwrap();
+    until(4).await;
+    let reference = WorkerRef { owner: owner.clone(), name: worker.name, provider_id: None };
+    let asked = ResetRequest { worker: reference.clone(), spec: create.spec.clone() };
+    let reset = local.provider().reset(&asked).await.unwrap();
+    left.wait().unwrap();
+    assert_eq!(reset.provider_id, worker.provider_id);
+    assert_ne!(reset.attributes["pid"], worker.attributes["pid"], "another process");
+    until(3).await;
+    let log = local.root.path().join(owner.as_str()).join("t-0-1.log");
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "started\n", "a log of its own");
+    local.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await.unwrap();
+    assert_eq!(processes_with(&marker), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_being_reset_is_listed_and_a_delete_takes_it_along() {
+    let local = Local::new();
+    let owner = DeploymentId::from_random([92; 16]);
+    // It ignores SIGTERM: the reset waits for its grace.
+    let create = request(&local, &owner, "trap '' TERM; while :; do sleep 0.05; done");
+    let worker = local.provider().create(&create).await.unwrap();
+    let reference = WorkerRef { owner: owner.clone(), name: worker.name, provider_id: None };
+    let asked = ResetRequest { worker: reference.clone(), spec: create.spec.clone() };
+    let provider = local.provider();
+    let resetting = tokio::spawn(async move { provider.reset(&asked).await });
+    let file = local.root.path().join(owner.as_str()).join("t-0-1.1.reset");
+    while !file.exists() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(local.provider().list(&owner, None).await.unwrap().workers.len(), 1);
+    let delete = DeleteRequest { worker: reference, attempt: 1 };
+    local.provider().delete(&delete).await.unwrap();
+    let reset = resetting.await.unwrap();
+    assert!(reset.is_err(), "it is deleted: {reset:?}");
+    assert_eq!(local.provider().list(&owner, None).await.unwrap().workers, []);
+    assert!(!file.exists());
 }

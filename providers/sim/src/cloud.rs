@@ -25,6 +25,7 @@ pub enum Call {
     Update,
     Delete,
     Probe,
+    Reset,
 }
 
 /// One simulated worker.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use pool_provider::{
     CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency, InPlaceField, Listing,
-    ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, ProviderError, UpdateRequest,
-    WorkerProvider, WorkerRef,
+    ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, ProviderError, ResetRequest,
+    UpdateRequest, WorkerProvider, WorkerRef,
 };
 use tokio::time::sleep;
 
@@ -254,6 +254,7 @@ impl WorkerProvider for SimProvider {
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: false,
             tells_ends: false,
+            resets: true,
             capacity: self.settings.capacity,
         }
     }
@@ -300,6 +301,24 @@ impl WorkerProvider for SimProvider {
                 let mut worker = found.clone();
                 worker.observed.labels.clone_from(&request.labels);
                 worker.observed.tags.clone_from(&request.tags);
+                let observed = worker.observed.clone();
+                (Record { put: Some(worker), ..Record::default() }, Ok(observed))
+            }
+        })
+        .await
+    }
+
+    async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
+        self.change(Call::Reset, |world, at| match Self::find(world, &request.worker, at) {
+            None => {
+                let missing = request.worker.name.to_string();
+                (Record::default(), Err(ProviderError::NotFound(missing)))
+            }
+            Some(found) => {
+                let mut worker = found.clone();
+                let attributes = &mut worker.observed.attributes;
+                let before = attributes.get("resets").and_then(|count| count.parse::<u64>().ok());
+                attributes.insert("resets".to_owned(), (before.unwrap_or(0) + 1).to_string());
                 let observed = worker.observed.clone();
                 (Record { put: Some(worker), ..Record::default() }, Ok(observed))
             }

@@ -25,6 +25,7 @@ use super::vitals::Prober;
 use super::watcher::{Unwatched, Watcher};
 use crate::clock::{Clock, Stopwatch};
 use crate::lease::line::Place;
+use crate::lease::terms::Respite;
 use crate::lease::{After, Ask, Ending, LeaseId, Line, Outcome, Selector};
 use crate::state::{Ended, Granted, Lease, Renewed, StateError, Store};
 use crate::worker::PoolId;
@@ -89,15 +90,16 @@ impl std::fmt::Debug for Desk {
 impl Desk {
     /// Opens the desk; its tasks end with it.
     pub fn open(store: Store, clock: Clock, prober: Prober) -> Arc<Self> {
-        Self::open_watched(store, clock, prober, Arc::new(Unwatched))
+        Self::open_watched(store, clock, prober, Arc::new(Unwatched), Respite::default())
     }
 
-    /// Opens the desk, and tells `watcher` what happens.
+    /// Opens the desk, and tells `watcher` what happens; no lease expires before `respite` is over.
     pub fn open_watched(
         store: Store,
         clock: Clock,
         prober: Prober,
         watcher: Arc<dyn Watcher>,
+        respite: Respite,
     ) -> Arc<Self> {
         let (back, abandoned) = mpsc::unbounded_channel();
         let desk = Arc::new(Self {
@@ -115,7 +117,7 @@ impl Desk {
         });
         tokio::spawn(tasks::serve_line(Arc::downgrade(&desk)));
         tokio::spawn(tasks::take_back(Arc::downgrade(&desk), abandoned));
-        tokio::spawn(tasks::expire(Arc::downgrade(&desk)));
+        tokio::spawn(tasks::expire(Arc::downgrade(&desk), respite));
         desk
     }
 

@@ -44,8 +44,7 @@ pub(super) async fn take_back(desk: Weak<Desk>, mut abandoned: mpsc::UnboundedRe
 }
 
 /// Ends leases whose time is over.
-pub(super) async fn expire(desk: Weak<Desk>) {
-    let mut respite = Respite::default();
+pub(super) async fn expire(desk: Weak<Desk>, mut respite: Respite) {
     let mut since = Stopwatch::start();
     loop {
         {

@@ -29,6 +29,7 @@ use super::{PoolError, Reconciler, Secrets, StaticPoolManager, Watcher};
 use crate::apply::Leased;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::LoadedPool;
+use crate::lease::terms::Respite;
 use crate::state::{PoolSummary, StateError, Store};
 use crate::worker::PoolId;
 
@@ -59,6 +60,21 @@ pub enum Mode {
     Heal,
     /// It probes, and changes nothing.
     Off,
+}
+
+/// How a keeper goes about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Habits {
+    /// What it does by itself.
+    pub mode: Mode,
+    /// When leases may expire: never at once after a start.
+    pub respite: Respite,
+}
+
+impl From<Mode> for Habits {
+    fn from(mode: Mode) -> Self {
+        Self { mode, respite: Respite::default() }
+    }
 }
 
 /// Everything that looks after pools; clones share it.
@@ -97,11 +113,12 @@ impl Keeper {
         secrets: Secrets,
         clock: Clock,
         watcher: Arc<dyn Watcher>,
-        mode: Mode,
+        habits: impl Into<Habits>,
     ) -> Self {
+        let Habits { mode, respite } = habits.into();
         let prober = Prober::new(store.clone(), providers.clone(), clock.clone());
         let seen = Arc::clone(&watcher);
-        let desk = Desk::open_watched(store.clone(), clock.clone(), prober, seen);
+        let desk = Desk::open_watched(store.clone(), clock.clone(), prober, seen, respite);
         Self {
             store,
             providers,

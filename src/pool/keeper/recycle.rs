@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pool_provider::{ObservedWorker, ProviderError, ResetRequest, WorkerProvider as _, WorkerRef};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Keeper;
 use crate::config::RecycleConfig;
 use crate::probe::{self, Probed};
 use crate::state::leases::RECYCLE_ATTEMPTS;
-use crate::state::{StateError, Watched};
+use crate::state::{StateError, Used, Watched};
 
 /// How many workers are cleaned at a time.
 const PARALLEL: usize = 64;
+/// How soon a worker that was reset is probed again; doubled up to the check's interval.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// How often it is looked for workers that are to be cleaned, although nobody told.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -34,17 +37,17 @@ pub(super) async fn recycle(keeper: Keeper) {
 
 /// Begins to clean every worker that is to be cleaned and is not being cleaned yet.
 async fn begin(keeper: &Keeper, permits: &Arc<Semaphore>) -> Result<(), StateError> {
-    for (worker, recycle) in keeper.store.recycling().await? {
-        if !keeper.desk.prober().begin(worker.row) {
+    for used in keeper.store.recycling().await? {
+        let row = used.worker.row;
+        if !keeper.desk.prober().begin(row) {
             continue;
         }
         let (keeper, permits) = (keeper.clone(), Arc::clone(permits));
         tokio::spawn(async move {
             // The semaphore is never closed; without a permit one command too many would run.
             let _permit = permits.acquire().await.ok();
-            let row = worker.row;
-            if let Err(error) = clean(&keeper, &worker, recycle.as_ref()).await {
-                tracing::warn!(%error, worker = %worker.name, "what cleaning came to was not recorded");
+            if let Err(error) = clean(&keeper, &used).await {
+                tracing::warn!(%error, worker = %used.worker.name, "what cleaning came to was not recorded");
             }
             keeper.desk.prober().finish(row);
         });
@@ -52,27 +55,23 @@ async fn begin(keeper: &Keeper, permits: &Arc<Semaphore>) -> Result<(), StateErr
     Ok(())
 }
 
-async fn clean(
-    keeper: &Keeper,
-    worker: &Watched,
-    recycle: Option<&RecycleConfig>,
-) -> Result<(), StateError> {
+async fn clean(keeper: &Keeper, used: &Used) -> Result<(), StateError> {
+    let worker = &used.worker;
     let mut last = "the pool does not say how".to_owned();
     for attempt in 1..=RECYCLE_ATTEMPTS {
-        let Some(recycle) = recycle else { break };
-        let outcome = match run(recycle, worker).await {
-            Ok(()) => verify(keeper, worker).await,
-            Err(why) => Err(why),
-        };
-        match outcome {
-            Ok(()) => {
-                keeper.store.record_recycled(worker.row).await?;
+        let Some(recycle) = &used.recycle else { break };
+        match try_once(keeper, used, recycle).await {
+            Ok(reset) => {
+                keeper.store.record_recycled(worker.row, reset).await?;
                 keeper.desk.glance();
                 return Ok(());
             }
-            Err(why) => {
+            Err(Unclean { why, hopeless }) => {
                 tracing::warn!(worker = %worker.name, attempt, why, "a worker was not cleaned");
                 last = why;
+                if hopeless {
+                    break;
+                }
             }
         }
     }
@@ -81,20 +80,92 @@ async fn clean(
     Ok(())
 }
 
-async fn run(recycle: &RecycleConfig, worker: &Watched) -> Result<(), String> {
-    let run = probe::run_program(&recycle.command, &worker.name, &worker.addresses);
-    timeout(recycle.timeout.get(), run)
-        .await
-        .unwrap_or_else(|_| Err(format!("cleaning took longer than {}", recycle.timeout)))
+/// Why an attempt failed.
+struct Unclean {
+    why: String,
+    /// Whether another one would fail as well.
+    hopeless: bool,
 }
 
-/// A clean worker is well, too.
-async fn verify(keeper: &Keeper, worker: &Watched) -> Result<(), String> {
+impl From<String> for Unclean {
+    fn from(why: String) -> Self {
+        Self { why, hopeless: false }
+    }
+}
+
+/// Resets, runs the command, and probes; returns what a reset made of the worker.
+async fn try_once(
+    keeper: &Keeper,
+    used: &Used,
+    recycle: &RecycleConfig,
+) -> Result<Option<ObservedWorker>, Unclean> {
+    let limit = recycle.timeout;
+    let cleaning = async {
+        let reset = if recycle.reset { Some(reset(keeper, used).await?) } else { None };
+        let worker = match &reset {
+            Some(ObservedWorker { addresses, .. }) => {
+                Watched { addresses: addresses.clone(), ..used.worker.clone() }
+            }
+            None => used.worker.clone(),
+        };
+        if !recycle.command.is_empty() {
+            probe::run_program(&recycle.command, &worker.name, &worker.addresses).await?;
+        }
+        verify(keeper, &worker, reset.is_some()).await?;
+        Ok(reset)
+    };
+    let out_of_time = || Err(Unclean::from(format!("cleaning took longer than {limit}")));
+    timeout(limit.get(), cleaning).await.unwrap_or_else(|_| out_of_time())
+}
+
+async fn reset(keeper: &Keeper, used: &Used) -> Result<ObservedWorker, Unclean> {
+    let worker = &used.worker;
+    let hopeless = |why: String| Unclean { why, hopeless: true };
+    let provider = keeper.providers.get(&worker.provider).map_err(|error| error.to_string())?;
+    if !provider.describe().resets {
+        return Err(hopeless(format!("the provider `{}` resets no workers", worker.provider)));
+    }
+    let request = ResetRequest {
+        worker: WorkerRef {
+            owner: keeper.store.deployment().clone(),
+            name: worker.name.clone(),
+            provider_id: worker.provider_id.clone(),
+        },
+        spec: keeper.secrets.resolve(&used.spec)?.spec,
+    };
+    match provider.reset(&request).await {
+        // Providers are not trusted: under another id it would be lost.
+        Ok(reset)
+            if reset.name == worker.name
+                && worker.provider_id.as_ref() == Some(&reset.provider_id) =>
+        {
+            Ok(reset)
+        }
+        Ok(reset) => {
+            Err(hopeless(format!("the reset answered {} {}", reset.name, reset.provider_id)))
+        }
+        Err(error @ (ProviderError::NotFound(_) | ProviderError::InvalidSpec(_))) => {
+            Err(hopeless(error.to_string()))
+        }
+        Err(error) => Err(error.to_string().into()),
+    }
+}
+
+/// A clean worker is well, too; one that starts anew gets until the attempt's end to be.
+async fn verify(keeper: &Keeper, worker: &Watched, starts: bool) -> Result<(), Unclean> {
     let check = keeper.store.health_check(&worker.name.pool).await;
     let check = check.map_err(|error| error.to_string())?.unwrap_or_default();
-    match keeper.desk.prober().probe(worker, &check).await {
-        Ok(Probed::Passed) => Ok(()),
-        Ok(Probed::Failed(why) | Probed::Gone(why)) => Err(why),
-        Err(error) => Err(error.to_string()),
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match keeper.desk.prober().probe(worker, &check).await {
+            Ok(Probed::Passed) => return Ok(()),
+            Ok(Probed::Failed(_)) if starts => {
+                sleep(pause).await;
+                pause = (pause * 2).min(check.interval.get());
+            }
+            Ok(Probed::Failed(why)) => return Err(why.into()),
+            Ok(Probed::Gone(why)) => return Err(Unclean { why, hopeless: true }),
+            Err(error) => return Err(error.to_string().into()),
+        }
     }
 }

@@ -55,7 +55,7 @@ impl Drop for Entry {
 
 /// What comes back.
 enum Found {
-    Probed(i64, Probed),
+    Probed(Arc<Watched>, Probed),
     Ended(i64),
 }
 
@@ -144,10 +144,16 @@ impl Watch {
             }
             stays
         });
+        let mut again = Vec::new();
         for worker in workers {
             let row = worker.row;
             match self.entries.get_mut(&row) {
                 Some(entry) => {
+                    // What was told of a worker before it was reset says nothing of it now.
+                    let is_another = entry.worker.phase_since != worker.phase_since;
+                    if is_another && entry.ended.as_ref().is_some_and(JoinHandle::is_finished) {
+                        again.push(row);
+                    }
                     // Somebody doubts it: a probe settles that.
                     let doubted = worker.suspect && !entry.worker.suspect;
                     entry.worker = Arc::new(worker);
@@ -157,6 +163,13 @@ impl Watch {
                     }
                 }
                 None => self.begin(worker, &check),
+            }
+        }
+        for row in again {
+            let worker = self.entries.get(&row).map(|entry| Arc::clone(&entry.worker));
+            let ended = worker.and_then(|worker| self.wait_for_end(&worker));
+            if let Some(entry) = self.entries.get_mut(&row) {
+                entry.ended = ended;
             }
         }
     }
@@ -239,7 +252,7 @@ impl Watch {
             let _permit = permits.acquire().await.ok();
             let probed = prober.probe(&worker, &check).await;
             let probed = probed.unwrap_or_else(|error| Probed::Failed(error.to_string()));
-            let _closing = found.send(Found::Probed(row, probed)).is_err();
+            let _closing = found.send(Found::Probed(worker, probed)).is_err();
         });
     }
 
@@ -247,8 +260,9 @@ impl Watch {
         match found {
             // The probe says what became of it.
             Found::Ended(row) => self.probe(row),
-            Found::Probed(row, probed) => {
-                if let Err(error) = self.judge(row, probed).await {
+            Found::Probed(worker, probed) => {
+                let row = worker.row;
+                if let Err(error) = self.judge(&worker, probed).await {
                     tracing::warn!(%error, "what a probe found was not recorded");
                 }
                 let again =
@@ -261,7 +275,12 @@ impl Watch {
     }
 
     /// Draws the consequences of a probe.
-    async fn judge(&mut self, row: i64, probed: Probed) -> Result<(), crate::state::StateError> {
+    async fn judge(
+        &mut self,
+        seen: &Watched,
+        probed: Probed,
+    ) -> Result<(), crate::state::StateError> {
+        let row = seen.row;
         let Some(entry) = self.entries.get_mut(&row) else { return Ok(()) };
         entry.under_way = false;
         let (worker, keeper) = (Arc::clone(&entry.worker), self.keeper.clone());
@@ -285,14 +304,14 @@ impl Watch {
         let (store, name) = (&keeper.store, &worker.name);
         match (probed, verdict, worker.phase) {
             (Probed::Gone(why), ..) => {
-                if store.record_health(row, Health::Lost, why.clone()).await? {
+                if store.record_health(seen, Health::Lost, why.clone()).await? {
                     keeper.watcher.probed(&name.pool, false);
                     tracing::warn!(worker = %name, why, "a worker is gone");
                     keeper.look_again();
                 }
             }
             (Probed::Failed(why), Verdict::Unhealthy, Phase::Ready) => {
-                if store.record_health(row, Health::Unhealthy, why.clone()).await? {
+                if store.record_health(seen, Health::Unhealthy, why.clone()).await? {
                     tracing::warn!(worker = %name, why, "a worker is unhealthy");
                     keeper.look_again();
                 }
@@ -307,7 +326,7 @@ impl Watch {
                 }
             }
             (Probed::Passed, Verdict::Healthy, Phase::Unhealthy) => {
-                if store.record_health(row, Health::Well, "passes again".to_owned()).await? {
+                if store.record_health(seen, Health::Well, "passes again".to_owned()).await? {
                     tracing::info!(worker = %name, "a worker is well again");
                     keeper.desk.glance();
                 }
