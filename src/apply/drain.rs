@@ -1,24 +1,15 @@
-//! Waits for jobs that have workers which are to go.
+//! Keeps new jobs from workers that are to go, and finds out which still have one.
 //!
-//! All of them are drained when the run begins: none gets a new lease, and they end side by side. A
-//! worker whose lease does not end in time stays, and the run is not complete.
+//! All of them are drained when the run begins: none gets a new lease, and they end side by side. Nobody is
+//! waited for here: whoever holds the lock on the pool would keep it from being healed meanwhile.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
-
-use jiff::Timestamp;
-use tokio::time::sleep;
 
 use super::event::ApplyEventKind;
 use super::{Leased, PoolOutcome, PoolRun, StepError, worker_of};
-use crate::clock::Stopwatch;
-use crate::lease::terms::RESPITE;
 use crate::plan::{RecordedLease, Step};
 use crate::state::WorkerKey;
-use crate::worker::{Generation, Slot};
-
-/// How often a lease is looked at that is waited for.
-const LOOK: Duration = Duration::from_millis(100);
+use crate::worker::{Generation, Slot, WorkerName};
 
 impl PoolRun<'_> {
     /// Keeps new leases from every worker that is to go and that a job has; lets those be leased again
@@ -43,7 +34,7 @@ impl PoolRun<'_> {
         Ok(())
     }
 
-    /// Waits until no job has the worker.
+    /// Looks whether a job still has the worker: then its step has to wait.
     pub(super) async fn drained(
         &self,
         key: WorkerKey,
@@ -51,53 +42,33 @@ impl PoolRun<'_> {
     ) -> Result<(), StepError> {
         let store = &self.applier.store;
         store.drain(self.lock, vec![key]).await?;
-        let since = self.draining_since.get_or_init(Stopwatch::start);
-        let mut told = false;
-        loop {
-            let Some(lease) = store.lease_of(self.lock, key).await? else { return Ok(()) };
-            let name = self.plan.worker(key.slot, key.generation);
-            let over = since.elapsed() >= self.plan.drain_timeout || self.is_stopped();
-            if self.applier.leased == Leased::Leave || over {
-                let RecordedLease { id, holder, expires_at } = &lease;
-                return Err(StepError::Held(format!(
-                    "worker {name} is leased to {holder} until {expires_at:.0} (lease {id}); it gets no \
-                     new lease"
-                )));
-            }
-            if !told {
-                told = true;
-                tell(ApplyEventKind::Draining {
-                    holder: lease.holder.clone(),
-                    until: lease.expires_at,
-                });
-            }
-            self.expire().await?;
-            sleep(LOOK).await;
+        let Some(lease) = store.lease_of(self.lock, key).await? else { return Ok(()) };
+        let name = self.plan.worker(key.slot, key.generation);
+        if self.applier.leased == Leased::Wait {
+            let (holder, until) = (lease.holder.clone(), lease.expires_at);
+            tell(ApplyEventKind::Draining { holder, until });
         }
-    }
-
-    /// Where no server is there to end leases that are over, the run does; as late as a server that was
-    /// just started would.
-    async fn expire(&self) -> Result<(), StepError> {
-        let store = &self.applier.store;
-        if !store.is_served().await? {
-            store.expire_leases(store.now(), Timestamp::MIN, RESPITE).await?;
-        }
-        Ok(())
+        Err(StepError::Held(held(&name, &lease)))
     }
 
     /// Notes a step that is not begun; one that waits for a job is told by its name.
     pub(super) async fn skip(&self, step: &Step, outcome: &mut PoolOutcome) {
+        outcome.unfinished.insert(step.slot);
         for old in step.reap.iter().chain(&step.delete).filter(|old| old.leased) {
             let key = WorkerKey { slot: step.slot, generation: old.generation };
             if let Ok(Some(lease)) = self.applier.store.lease_of(self.lock, key).await {
                 let name = self.plan.worker(key.slot, key.generation);
-                let RecordedLease { holder, expires_at, .. } = lease;
-                let why = format!("worker {name} is leased to {holder} until {expires_at:.0}");
-                outcome.failures.push((worker_of(self.plan)(step), why));
+                outcome.held.push((worker_of(self.plan)(step), held(&name, &lease)));
                 return;
             }
         }
         outcome.skipped += 1;
     }
+}
+
+fn held(name: &WorkerName, lease: &RecordedLease) -> String {
+    let RecordedLease { id, holder, expires_at } = lease;
+    format!(
+        "worker {name} is leased to {holder} until {expires_at:.0} (lease {id}); it gets no new lease"
+    )
 }

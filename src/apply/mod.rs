@@ -9,7 +9,7 @@
 //! |------------|--------------------------------------------------------------|
 //! | `step`     | one step: create, replace, update, delete, adopt              |
 //! | `create`   | the attempts of one create, and the health check that ends it  |
-//! | `drain`    | waiting for jobs that have workers which are to go              |
+//! | `drain`    | keeps new jobs from workers that are to go                      |
 //! | `retry`    | how long to wait between attempts                               |
 //! | [`event`]  | what it tells while it works                                    |
 
@@ -19,9 +19,9 @@ pub mod event;
 mod retry;
 mod step;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, StreamExt as _};
@@ -34,7 +34,7 @@ use crate::clock::Stopwatch;
 use crate::desired::{SecretHashes, Spec};
 use crate::plan::{NewWorkerOrigin, Plan, PoolPlan, RecordedSpec, Step, Summary};
 use crate::state::{PoolLock, StateError, Store};
-use crate::worker::{PoolId, WorkerName};
+use crate::worker::{PoolId, Slot, WorkerName};
 
 /// A spec with its secrets read.
 #[derive(Debug, Clone)]
@@ -65,12 +65,12 @@ pub struct Applier {
     pub leased: Leased,
 }
 
-/// What a run does about a worker that is to go while a job has it. Either way it gets no new lease.
+/// Who comes back for a worker that is to go while a job has it. It gets no new lease meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leased {
-    /// It waits for the lease's end, at most for `update.drain_timeout`.
+    /// The same run, in another round: until then its step is not over.
     Wait,
-    /// It leaves the worker to a later run.
+    /// Another run.
     Leave,
 }
 
@@ -83,8 +83,12 @@ pub struct PoolOutcome {
     pub done: Summary,
     /// The steps that failed, and why.
     pub failures: Vec<(WorkerName, String)>,
+    /// The steps that a job keeps waiting, and which job.
+    pub held: Vec<(WorkerName, String)>,
     /// How many steps were not begun.
     pub skipped: u32,
+    /// The slots of all steps that are not done, whatever for.
+    pub unfinished: BTreeSet<Slot>,
     /// Why the pool's run ended early, when the state was the reason.
     pub stopped_by: Option<StateError>,
     /// What is not known although every step went well.
@@ -94,10 +98,39 @@ pub struct PoolOutcome {
 impl PoolOutcome {
     /// Returns whether everything that was planned is done.
     pub fn is_complete(&self) -> bool {
-        self.failures.is_empty()
-            && self.skipped == 0
-            && self.stopped_by.is_none()
-            && self.unsure.is_none()
+        self.is_well() && self.held.is_empty() && self.skipped == 0
+    }
+
+    /// Returns whether another round would go on, once a job gave its worker back.
+    pub fn waits_for_jobs(&self) -> bool {
+        self.is_well() && !self.held.is_empty()
+    }
+
+    fn is_well(&self) -> bool {
+        self.failures.is_empty() && self.stopped_by.is_none() && self.unsure.is_none()
+    }
+
+    /// Nothing was done yet.
+    pub(crate) fn nothing(plan: &PoolPlan) -> Self {
+        Self {
+            pool: plan.pool.clone(),
+            done: Summary::default(),
+            failures: Vec::new(),
+            held: Vec::new(),
+            skipped: 0,
+            unfinished: BTreeSet::new(),
+            stopped_by: None,
+            unsure: None,
+        }
+    }
+
+    /// Nothing of the plan is done.
+    fn none_of(plan: &PoolPlan) -> Self {
+        Self {
+            skipped: u32::try_from(plan.steps.len()).unwrap_or(u32::MAX),
+            unfinished: plan.steps.iter().map(|step| step.slot).collect(),
+            ..Self::nothing(plan)
+        }
     }
 }
 
@@ -141,14 +174,8 @@ pub async fn apply(
 
 /// Nothing is done to a pool without its lock, and that is not success.
 fn not_ours(plan: &PoolPlan) -> PoolOutcome {
-    PoolOutcome {
-        pool: plan.pool.clone(),
-        done: Summary::default(),
-        failures: Vec::new(),
-        skipped: u32::try_from(plan.steps.len()).unwrap_or(u32::MAX),
-        stopped_by: Some(StateError::Fenced(plan.pool.clone())),
-        unsure: None,
-    }
+    let stopped_by = Some(StateError::Fenced(plan.pool.clone()));
+    PoolOutcome { stopped_by, ..PoolOutcome::none_of(plan) }
 }
 
 async fn apply_pool(
@@ -157,32 +184,22 @@ async fn apply_pool(
     lock: &PoolLock,
     calls: &Semaphore,
 ) -> PoolOutcome {
-    let mut outcome = PoolOutcome {
-        pool: plan.pool.clone(),
-        done: Summary::default(),
-        failures: Vec::new(),
-        skipped: 0,
-        stopped_by: None,
-        unsure: None,
-    };
-    let total = u32::try_from(plan.steps.len()).unwrap_or(u32::MAX);
     let run = match PoolRun::begin(applier, plan, lock, calls).await {
         Ok(run) => run,
         Err(error) => {
-            outcome.skipped = total;
-            if let StepError::Worker(_) | StepError::Held(_) = &error {
-                outcome.skipped = total.saturating_sub(1);
-            }
+            let mut outcome = PoolOutcome::none_of(plan);
             match error {
                 StepError::State(error) => outcome.stopped_by = Some(error),
                 StepError::Worker(why) | StepError::Held(why) => {
                     let worker = plan.steps.first().map(worker_of(plan));
                     outcome.failures.extend(worker.map(|worker| (worker, why)));
+                    outcome.skipped = outcome.skipped.saturating_sub(1);
                 }
             }
             return outcome;
         }
     };
+    let mut outcome = PoolOutcome::nothing(plan);
     run.waves(&mut outcome).await;
     if plan.config.is_none() && outcome.is_complete() {
         outcome.stopped_by = applier.store.forget_pool(lock).await.err();
@@ -191,7 +208,7 @@ async fn apply_pool(
 }
 
 /// The worker that a step is about: the one that comes, else the one that changes or goes.
-fn worker_of(plan: &PoolPlan) -> impl Fn(&Step) -> WorkerName + '_ {
+pub(crate) fn worker_of(plan: &PoolPlan) -> impl Fn(&Step) -> WorkerName + '_ {
     |step| {
         let coming = step.create.as_ref().map(|new| new.generation);
         let old = step.update.as_ref().or(step.delete.first()).map(|old| old.generation);
@@ -223,8 +240,6 @@ struct PoolRun<'a> {
     new: Option<Resolved>,
     /// Set when no further step may begin.
     stop: AtomicBool,
-    /// Since when the run waits for leases to end.
-    draining_since: OnceLock<Stopwatch>,
 }
 
 impl<'a> PoolRun<'a> {
@@ -256,8 +271,7 @@ impl<'a> PoolRun<'a> {
             }
             None => {}
         }
-        let (stop, draining_since) = (AtomicBool::new(false), OnceLock::new());
-        let run = Self { applier, plan, lock, calls, spec, new, stop, draining_since };
+        let run = Self { applier, plan, lock, calls, spec, new, stop: AtomicBool::new(false) };
         run.drain_all().await?;
         Ok(run)
     }
@@ -275,9 +289,15 @@ impl<'a> PoolRun<'a> {
             }
             // By number: a stream of references would not be `Send` enough for its callers.
             let mut results = stream::iter(0..wave.len())
-                .map(|number| self.step(&wave[number]).boxed())
+                .map(|number| {
+                    let slot = wave[number].slot;
+                    self.step(&wave[number]).map(move |result| (slot, result)).boxed()
+                })
                 .buffer_unordered(concurrency);
-            while let Some(result) = results.next().await {
+            while let Some((slot, result)) = results.next().await {
+                if !matches!(result, StepResult::Done(_)) {
+                    outcome.unfinished.insert(slot);
+                }
                 match result {
                     StepResult::Done(part) => {
                         outcome.done = [outcome.done, part].into_iter().sum();
@@ -285,7 +305,7 @@ impl<'a> PoolRun<'a> {
                     StepResult::Skipped => outcome.skipped += 1,
                     StepResult::Failed(worker, StepError::Held(why)) => {
                         gate_failed |= gates;
-                        outcome.failures.push((worker, why));
+                        outcome.held.push((worker, why));
                     }
                     StepResult::Failed(worker, StepError::Worker(why)) => {
                         gate_failed |= gates;
@@ -304,6 +324,7 @@ impl<'a> PoolRun<'a> {
             }
         }
         outcome.failures.sort();
+        outcome.held.sort();
     }
 
     /// Returns what is recorded of a worker with these secrets.
@@ -348,10 +369,14 @@ impl<'a> PoolRun<'a> {
             }
             Err(error) => {
                 let why = match &error {
-                    StepError::Worker(why) | StepError::Held(why) => why.clone(),
-                    StepError::State(error) => error.to_string(),
+                    // It is not over: another round goes on with it.
+                    StepError::Held(_) if self.applier.leased == Leased::Wait => None,
+                    StepError::Worker(why) | StepError::Held(why) => Some(why.clone()),
+                    StepError::State(error) => Some(error.to_string()),
                 };
-                tell(ApplyEventKind::Failed { elapsed: watch.elapsed(), why });
+                if let Some(why) = why {
+                    tell(ApplyEventKind::Failed { elapsed: watch.elapsed(), why });
+                }
                 StepResult::Failed(worker, error)
             }
         }

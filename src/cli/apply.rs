@@ -3,12 +3,11 @@
 //! A plan file is approved already and is refused when a pool that it touches has moved. Otherwise the
 //! plan is made under the locks, so that what was approved is what is carried out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::args::{ApplyingArgs, PlanningArgs};
 use super::context::Context;
@@ -19,9 +18,9 @@ use super::plan_file;
 use super::progress::Display;
 use crate::apply::PoolOutcome;
 use crate::plan::{self, Plan, PlanMode, Summary};
-use crate::pool::Reconciler;
+use crate::pool::{Hold, Reconciler};
 use crate::render;
-use crate::state::{PoolLock, StateError, Store, WhenMissing, holder};
+use crate::state::{StateError, WhenMissing};
 use crate::worker::PoolId;
 
 #[derive(Debug, Args)]
@@ -104,8 +103,7 @@ async fn fresh(
             options.targets.is_empty() || options.targets.iter().any(|t| t.pool == *pool)
         })
         .collect();
-    let mut locks = context.lock(&store, &narrowed, applying.lock_timeout.get()).await?;
-    let heart = beat(&store, &locks);
+    let hold = context.lock(&store, &narrowed, applying.lock_timeout.get()).await?;
     let run = async {
         let reconciler = context.reconciler(store.clone(), &pools, applying.parallelism).await?;
         let desired = reconciler.desired(&pools);
@@ -117,10 +115,10 @@ async fn fresh(
             .pools
             .iter()
             .map(|pool| pool.pool.clone())
-            .filter(|pool| !locks.contains_key(pool))
+            .filter(|pool| !hold.locks().contains_key(pool))
             .collect();
         if !strays.is_empty() {
-            locks.extend(context.lock(&store, &strays, applying.lock_timeout.get()).await?);
+            hold.add(&strays).await?;
             planned = reconciler.plan_settled(&desired, &options, planning.refresh).await?;
         }
         show(context, &planned.plan, applying.json);
@@ -133,12 +131,11 @@ async fn fresh(
         if !applying.auto_approve {
             approve(context, mode).await?;
         }
-        let exit = carry_out(context, &reconciler, &planned.plan, &locks, applying.json).await?;
+        let exit = carry_out(context, &reconciler, &planned.plan, &hold, applying.json).await?;
         Ok(if exit == Exit::Done { undecided(context, &planned.plan) } else { exit })
     };
     let outcome = run.await;
-    rest(heart).await;
-    unlock(&store, &locks).await;
+    hold.give_back().await;
     outcome
 }
 
@@ -182,11 +179,10 @@ async fn saved(context: &Context, plan: Plan, arguments: &Arguments) -> Result<E
     }
     let touched: BTreeSet<PoolId> =
         plan.pools.iter().filter(|pool| !pool.is_empty()).map(|pool| pool.pool.clone()).collect();
-    let locks = context.lock(&store, &touched, applying.lock_timeout.get()).await?;
-    let heart = beat(&store, &locks);
+    let hold = context.lock(&store, &touched, applying.lock_timeout.get()).await?;
     let run = async {
         for pool in plan.pools.iter().filter(|pool| touched.contains(&pool.pool)) {
-            store.verify_serial(&locks[&pool.pool], pool.serial).await?;
+            store.verify_serial(&hold.locks()[&pool.pool], pool.serial).await?;
         }
         let mut refusals = plan.refusals.clone();
         refusals.extend(plan::pool_refusals(&plan, &store.load().await?));
@@ -199,11 +195,10 @@ async fn saved(context: &Context, plan: Plan, arguments: &Arguments) -> Result<E
         if plan.is_empty() {
             return Ok(Exit::Done);
         }
-        carry_out(context, &reconciler, &plan, &locks, applying.json).await
+        carry_out(context, &reconciler, &plan, &hold, applying.json).await
     };
     let outcome = run.await;
-    rest(heart).await;
-    unlock(&store, &locks).await;
+    hold.give_back().await;
     outcome
 }
 
@@ -245,11 +240,11 @@ async fn carry_out(
     context: &Context,
     reconciler: &Reconciler,
     plan: &Plan,
-    locks: &BTreeMap<PoolId, PoolLock>,
+    hold: &Hold,
     json: bool,
 ) -> Result<Exit, CliError> {
     let (display, observer) = Display::start(context, plan, json);
-    let outcomes = reconciler.apply(plan, locks, observer).await;
+    let outcomes = reconciler.apply_in_rounds(plan, hold, observer).await;
     display.finish().await;
     Ok(report(context, &outcomes?, plan.mode, json))
 }
@@ -275,14 +270,15 @@ fn report(context: &Context, outcomes: &[PoolOutcome], mode: PlanMode, json: boo
     if complete {
         return Exit::Done;
     }
-    let failed: usize = outcomes.iter().map(|outcome| outcome.failures.len()).sum();
+    let failed: usize =
+        outcomes.iter().map(|outcome| outcome.failures.len() + outcome.held.len()).sum();
     for unsure in outcomes.iter().filter_map(|outcome| outcome.unsure.as_ref()) {
         printer.error(&format!("{} {unsure}\n", printer.error_look.removed("error:")));
     }
     let skipped: u32 = outcomes.iter().map(|outcome| outcome.skipped).sum();
     let mut text = String::new();
     for outcome in outcomes {
-        for (worker, why) in &outcome.failures {
+        for (worker, why) in outcome.failures.iter().chain(&outcome.held) {
             let head = printer.error_look.removed("error:");
             let name = worker.to_string();
             let told = why.contains(&name) || why.starts_with("worker ");
@@ -307,35 +303,5 @@ fn report(context: &Context, outcomes: &[PoolOutcome], mode: PlanMode, json: boo
     match stopped {
         Some(StateError::Moved { .. }) if nothing_begun => Exit::Stale,
         Some(_) | None => Exit::Partial,
-    }
-}
-
-/// Renews the locks while the run lasts. Those of pools that are only met on the way are not: what they
-/// are needed for takes moments.
-fn beat(store: &Store, locks: &BTreeMap<PoolId, PoolLock>) -> tokio::task::JoinHandle<()> {
-    let (store, locks) = (store.clone(), locks.clone());
-    tokio::spawn(async move {
-        let mut tick = interval(holder::HEARTBEAT);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tick.tick().await;
-            for lock in locks.values() {
-                // One that was taken over is noticed by the next change, which the fence refuses.
-                let _taken_over = store.heartbeat(lock).await.is_err();
-            }
-        }
-    })
-}
-
-/// Ends the heartbeat, and waits until it holds the state no more: it is closed with its last user.
-async fn rest(heart: tokio::task::JoinHandle<()>) {
-    heart.abort();
-    let _aborted = heart.await.is_err();
-}
-
-async fn unlock(store: &Store, locks: &BTreeMap<PoolId, PoolLock>) {
-    for lock in locks.values() {
-        // A lock that stays is that of a dead process, which anybody may take.
-        let _stays_locked = store.unlock(lock).await.is_err();
     }
 }

@@ -1,13 +1,12 @@
 //! What commands have at hand: config files, the state, the providers, locks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::time::sleep;
 
 use super::World;
 use super::args::GlobalArgs;
@@ -15,16 +14,13 @@ use super::error::CliError;
 use super::output::Printer;
 use super::plan_file;
 use crate::apply::Leased;
-use crate::clock::Stopwatch;
 use crate::config::{self, LoadedPool, Surroundings};
 use crate::plan::Plan;
-use crate::pool::{ProviderSettings, Reconciler, Secrets, known_providers, open_providers};
-use crate::state::{Check, OpenOptions, PoolLock, StateError, Store, WhenMissing, holder};
+use crate::pool::{
+    Hold, Patience, ProviderSettings, Reconciler, Secrets, known_providers, open_providers,
+};
+use crate::state::{Check, OpenOptions, StateError, Store, WhenMissing};
 use crate::worker::PoolId;
-
-/// How often a held lock is tried again, and how soon the wait is mentioned.
-const LOCK_RETRY: Duration = Duration::from_millis(100);
-const LOCK_MENTION: Duration = Duration::from_millis(400);
 
 /// Everything that a command has at hand.
 #[derive(Clone)]
@@ -135,42 +131,16 @@ impl Context {
         })
     }
 
-    /// Locks pools, in order of name, waiting for others at most `limit` in all.
+    /// Locks pools, waiting for others at most `limit` in all.
     pub(super) async fn lock(
         &self,
         store: &Store,
         pools: &BTreeSet<PoolId>,
         limit: Duration,
-    ) -> Result<BTreeMap<PoolId, PoolLock>, CliError> {
-        let watch = Stopwatch::start();
-        let mut mentioned = false;
-        let mut beat = Stopwatch::start();
-        let mut locks = BTreeMap::new();
-        for pool in pools {
-            let lock = loop {
-                match store.lock(pool).await {
-                    Err(error @ StateError::Locked { .. }) => {
-                        if watch.elapsed() >= limit {
-                            return Err(error.into());
-                        }
-                        if !mentioned && watch.elapsed() >= LOCK_MENTION {
-                            self.printer.note(&format!("waiting: {error}"));
-                            mentioned = true;
-                        }
-                        // Those that are held already must not expire while this one is waited for.
-                        if beat.elapsed() >= holder::HEARTBEAT {
-                            for held in locks.values() {
-                                store.heartbeat(held).await?;
-                            }
-                            beat = Stopwatch::start();
-                        }
-                        sleep(LOCK_RETRY).await;
-                    }
-                    lock => break lock?,
-                }
-            };
-            locks.insert(pool.clone(), lock);
-        }
-        Ok(locks)
+    ) -> Result<Hold, CliError> {
+        let printer = self.printer.clone();
+        let waiting =
+            Arc::new(move |error: &StateError| printer.note(&format!("waiting: {error}")));
+        Ok(Hold::take(store, pools, Patience { limit, waiting }).await?)
     }
 }

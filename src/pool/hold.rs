@@ -1,59 +1,194 @@
-//! A lock on a pool for as long as a run lasts: renewed meanwhile, given back at its end, however it ends.
+//! Locks on pools for as long as a run lasts: waited for, renewed meanwhile, given back at its end, however
+//! it ends.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use crate::clock::Stopwatch;
 use crate::state::{PoolLock, StateError, Store, holder};
 use crate::worker::PoolId;
 
-/// A pool that this process works on.
+/// How often a lock that somebody has is tried again.
+const RETRY: Duration = Duration::from_millis(100);
+/// After how long it is said that it is waited for.
+const MENTION: Duration = Duration::from_millis(400);
+/// How often giving a lock back is tried again: the disk may be full for a while.
+const GIVE_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long locks are waited for.
+#[derive(Clone)]
+pub struct Patience {
+    /// At most so long, for all of them together.
+    pub limit: Duration,
+    /// Is told once who is waited for.
+    pub waiting: Arc<dyn Fn(&StateError) + Send + Sync>,
+}
+
+impl Patience {
+    /// Waits for nobody.
+    pub fn none() -> Self {
+        Self::silent(Duration::ZERO)
+    }
+
+    /// Waits without a word.
+    pub fn silent(limit: Duration) -> Self {
+        Self { limit, waiting: Arc::new(|_| {}) }
+    }
+}
+
+impl fmt::Debug for Patience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Patience").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+/// The locks by pool, as the heartbeat sees them.
+type Locks = Arc<Mutex<BTreeMap<PoolId, PoolLock>>>;
+
+/// Pools that this run works on, and nobody else.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub struct Hold {
     store: Store,
-    lock: PoolLock,
-    beat: JoinHandle<()>,
-    given_back: bool,
+    patience: Patience,
+    locks: Locks,
+    beat: Option<JoinHandle<()>>,
 }
 
 impl Hold {
-    /// Takes the lock.
+    /// Takes the locks of these pools, in order of their names: all or none.
     ///
     /// # Errors
-    /// [`StateError::Locked`] when somebody else has it.
-    pub(super) async fn take(store: &Store, pool: &PoolId) -> Result<Self, StateError> {
-        let lock = store.lock(pool).await?;
-        let (renewed, renewing) = (lock.clone(), store.clone());
+    /// [`StateError::Locked`] when somebody has one of them for longer than the patience lasts.
+    pub async fn take(
+        store: &Store,
+        pools: &BTreeSet<PoolId>,
+        patience: Patience,
+    ) -> Result<Self, StateError> {
+        let locks = Locks::default();
+        let (renewed, renewing) = (Arc::clone(&locks), store.clone());
         let beat = tokio::spawn(async move {
             loop {
                 sleep(holder::HEARTBEAT).await;
-                // One that was taken over is noticed by the next change, which the fence refuses.
-                let _taken_over = renewing.heartbeat(&renewed).await.is_err();
+                let held: Vec<PoolLock> = lock(&renewed).values().cloned().collect();
+                for held in held {
+                    // One that was taken over is noticed by the next change, which the fence refuses.
+                    let _taken_over = renewing.heartbeat(&held).await.is_err();
+                }
             }
         });
-        Ok(Self { store: store.clone(), lock, beat, given_back: false })
+        let hold = Self { store: store.clone(), patience, locks, beat: Some(beat) };
+        match hold.add(pools).await {
+            Ok(()) => Ok(hold),
+            Err(error) => {
+                hold.give_back().await;
+                Err(error)
+            }
+        }
     }
 
-    pub(super) fn lock(&self) -> &PoolLock {
-        &self.lock
+    /// Takes the locks of more pools; those of some may be taken when it fails.
+    ///
+    /// # Errors
+    /// As [`Hold::take`].
+    pub async fn add(&self, pools: &BTreeSet<PoolId>) -> Result<(), StateError> {
+        let watch = Stopwatch::start();
+        let mut mentioned = false;
+        for pool in pools {
+            loop {
+                match take_one(&self.store, &self.locks, pool).await {
+                    Err(error @ StateError::Locked { .. }) => {
+                        if watch.elapsed() >= self.patience.limit {
+                            return Err(error);
+                        }
+                        if !mentioned && watch.elapsed() >= MENTION {
+                            (self.patience.waiting)(&error);
+                            mentioned = true;
+                        }
+                        sleep(RETRY).await;
+                    }
+                    taken => break taken?,
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// Gives the lock back.
-    pub(super) async fn give_back(mut self) -> Result<(), StateError> {
-        self.given_back = true;
-        self.beat.abort();
-        self.store.unlock(&self.lock).await
+    /// Returns the locks.
+    pub fn locks(&self) -> BTreeMap<PoolId, PoolLock> {
+        lock(&self.locks).clone()
+    }
+
+    /// Gives the locks of some pools back.
+    pub async fn give(&self, pools: &BTreeSet<PoolId>) {
+        let given: Vec<PoolLock> = {
+            let mut locks = lock(&self.locks);
+            pools.iter().filter_map(|pool| locks.remove(pool)).collect()
+        };
+        for given in given {
+            if self.store.unlock(&given).await.is_err() {
+                // A process that lives on would keep others out for ever.
+                tokio::spawn(give_at_last(self.store.clone(), given));
+            }
+        }
+    }
+
+    /// Gives all locks back, and holds the state no more: it is closed with its last user.
+    pub async fn give_back(mut self) {
+        let pools = lock(&self.locks).keys().cloned().collect();
+        self.give(&pools).await;
+        if let Some(beat) = self.beat.take() {
+            beat.abort();
+            let _aborted = beat.await.is_err();
+        }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.beat.abort();
-        if !self.given_back
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let (store, lock) = (self.store.clone(), self.lock.clone());
-            // A lock that stays is that of a process that ends.
-            runtime.spawn(async move { store.unlock(&lock).await.is_ok() });
+        if let Some(beat) = &self.beat {
+            beat.abort();
         }
+        let left: Vec<PoolLock> = std::mem::take(&mut *lock(&self.locks)).into_values().collect();
+        // Without a runtime the process ends: a lock that stays is that of a dead process.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            for left in left {
+                runtime.spawn(give_at_last(self.store.clone(), left));
+            }
+        }
+    }
+}
+
+fn lock(locks: &Locks) -> std::sync::MutexGuard<'_, BTreeMap<PoolId, PoolLock>> {
+    locks.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes one lock; should nobody wait for it any more when it is there, it is given back.
+async fn take_one(store: &Store, locks: &Locks, pool: &PoolId) -> Result<(), StateError> {
+    let (told, answer) = oneshot::channel();
+    let (store, pool) = (store.clone(), pool.clone());
+    tokio::spawn(async move {
+        let taken = store.lock(&pool).await;
+        if let Err(Ok(unwanted)) = told.send(taken) {
+            give_at_last(store, unwanted).await;
+        }
+    });
+    let taken = answer.await.map_err(|_| StateError::Closed)??;
+    lock(locks).insert(taken.pool.clone(), taken);
+    Ok(())
+}
+
+/// Gives a lock back, however long that takes.
+async fn give_at_last(store: Store, given: PoolLock) {
+    while let Err(error) = store.unlock(&given).await {
+        if error == StateError::Closed {
+            return;
+        }
+        sleep(GIVE_AGAIN).await;
     }
 }

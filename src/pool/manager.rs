@@ -1,6 +1,6 @@
 //! [`ResourcePool`], and [`StaticPoolManager`] as its kind with a fixed number of workers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use pool_provider::{SharedProvider, WorkerProvider};
 
 use super::desk::{Desk, Given};
-use super::hold::Hold;
+use super::hold::{Hold, Patience};
 use super::providers::Providers;
 use super::vitals::Prober;
 use super::{PoolError, Reconciler, Secrets, StaticPoolState, observe};
@@ -143,18 +143,18 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
     async fn run(&self, options: PlanOptions) -> Result<Vec<PoolOutcome>, PoolError> {
         let reconciler = self.reconciler();
         let desired = reconciler.desired(&[self.loaded()]);
-        let hold = Hold::take(&self.store, &self.config.pool_id).await?;
-        let locks = BTreeMap::from([(self.config.pool_id.clone(), hold.lock().clone())]);
+        let own = BTreeSet::from([self.config.pool_id.clone()]);
+        let hold = Hold::take(&self.store, &own, Patience::none()).await?;
         let run = async {
             let plan = reconciler.plan_settled(&desired, &options, true).await?.plan;
             if !plan.refusals.is_empty() {
                 return Err(PoolError::Refused(plan.refusals));
             }
             let observer: Observer = Arc::new(|_| {});
-            reconciler.apply(&plan, &locks, observer).await
+            reconciler.apply_in_rounds(&plan, &hold, observer).await
         };
         let outcome = run.await;
-        hold.give_back().await?;
+        hold.give_back().await;
         self.read_status().await?;
         outcome
     }

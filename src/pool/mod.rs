@@ -8,27 +8,30 @@
 //! |---------------|---------------------------------------------------|
 //! | [`desk`]      | where leases are asked for and given back             |
 //! | [`vitals`]    | when workers were last known to be well               |
-//! | `hold`        | the lock on a pool while a run lasts                   |
+//! | [`hold`]      | the locks on pools while a run lasts                   |
 //! | `keeper`      | looks after all pools of a state                       |
 //! | `reconcile`   | observe → plan → check → apply → look again          |
+//! | `rounds`      | carrying out a plan that waits for jobs                |
 //! | `registry`    | provider names to providers                         |
 //! | `providers`   | the providers at hand                                 |
 //! | `secrets`     | where secrets are read                              |
 //! | `status`      | what a pool looks like from outside                  |
 
 pub mod desk;
-mod hold;
+pub mod hold;
 mod keeper;
 mod manager;
 mod providers;
 mod reconcile;
 mod registry;
+mod rounds;
 mod secrets;
 mod status;
 pub mod vitals;
 mod watcher;
 
 pub use desk::{AcquireError, Desk, Given};
+pub use hold::{Hold, Patience};
 pub use keeper::{Files, Habits, Keeper, Looked, Mode};
 pub use manager::{PoolFuture, ResourcePool, StaticPoolManager};
 pub use providers::{Dress, Providers};

@@ -216,8 +216,8 @@ impl Reconciler {
     }
 }
 
-/// The pool that a plan works towards, as an input of another plan.
-fn as_desired(plan: &plan::PoolPlan) -> Option<DesiredPool> {
+/// The pool that a plan works towards, as an input of another plan; of its secrets nothing is known.
+pub(super) fn as_desired(plan: &plan::PoolPlan) -> Option<DesiredPool> {
     Some(DesiredPool {
         id: plan.pool.clone(),
         provider: plan.provider.clone(),

@@ -13,7 +13,7 @@ use super::load;
 use super::lock::PoolLock;
 use super::writer::JobError;
 use crate::plan::RecordedLease;
-use crate::worker::{Generation, Slot};
+use crate::worker::{Generation, PoolId, Slot};
 
 impl Store {
     /// Keeps new leases from workers that are to go while jobs have them.
@@ -28,6 +28,25 @@ impl Store {
         stays: BTreeSet<WorkerKey>,
     ) -> Result<(), StateError> {
         self.change(lock, move |change| change.stop_draining(&stays)).await
+    }
+
+    /// Returns all workers that jobs have.
+    pub async fn leased(&self) -> Result<BTreeSet<(PoolId, WorkerKey)>, StateError> {
+        self.read(|connection| {
+            let sql = "SELECT pool, slot, generation FROM lease INDEXED BY lease_open
+                       WHERE ended_at IS NULL";
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut rows = statement.query([])?;
+            let mut leased = BTreeSet::new();
+            while let Some(row) = rows.next()? {
+                let pool: String = row.get(0)?;
+                let pool = pool.parse().map_err(|e| StateError::Conflict(format!("{e}")))?;
+                let (slot, generation) = (Slot(row.get(1)?), Generation(row.get(2)?));
+                leased.insert((pool, WorkerKey { slot, generation }));
+            }
+            Ok(leased)
+        })
+        .await
     }
 
     /// Returns who has a worker; `None` when nobody has.

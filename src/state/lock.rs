@@ -1,6 +1,7 @@
 //! One holder a pool, with a fence that only grows.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
@@ -22,13 +23,29 @@ pub struct PoolLock {
 }
 
 impl Store {
-    /// Takes the lock on `pool`, or says who holds it.
+    /// Takes the lock on `pool`, or says who holds it: somebody else, or another run of this process.
     ///
     /// # Errors
     /// [`StateError::Locked`] when a holder that is alive has it.
     pub async fn lock(&self, pool: &PoolId) -> Result<PoolLock, StateError> {
         let (pool, own, now) = (pool.clone(), Arc::clone(&self.holder), self.now());
-        self.writer.run(move |connection| acquire(connection, pool, &own, now)).await
+        if !self.locked().insert(pool.clone()) {
+            return Err(StateError::Locked { pool, holder: own.describe() });
+        }
+        let reserved = Reserved { store: self, pool: &pool };
+        let asked = pool.clone();
+        let lock = self.writer.run(move |connection| acquire(connection, asked, &own, now)).await?;
+        std::mem::forget(reserved);
+        Ok(lock)
+    }
+
+    /// Returns whether some run of this process has the lock on `pool`.
+    pub fn has_locked(&self, pool: &PoolId) -> bool {
+        self.locked().contains(pool)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeSet<PoolId>> {
+        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says that the holder still lives.
@@ -49,16 +66,30 @@ impl Store {
 
     /// Gives the lock back; one that was taken over is not ours to give.
     pub async fn unlock(&self, lock: &PoolLock) -> Result<(), StateError> {
-        let (lock, own) = (lock.clone(), Arc::clone(&self.holder));
+        let (own, given) = (Arc::clone(&self.holder), lock.clone());
         self.writer
             .run(move |connection| {
-                if verify(connection, &lock, &own).is_ok() {
+                if verify(connection, &given, &own).is_ok() {
                     let sql = "UPDATE lock SET holder = NULL WHERE pool = ?1";
-                    connection.prepare_cached(sql)?.execute([lock.pool.as_str()])?;
+                    connection.prepare_cached(sql)?.execute([given.pool.as_str()])?;
                 }
                 Ok(())
             })
-            .await
+            .await?;
+        self.locked().remove(&lock.pool);
+        Ok(())
+    }
+}
+
+/// A lock that this process is about to have.
+struct Reserved<'a> {
+    store: &'a Store,
+    pool: &'a PoolId,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.store.locked().remove(self.pool);
     }
 }
 

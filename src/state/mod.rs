@@ -55,7 +55,7 @@ pub use writer::{BatchObserver, CommitFault, CommitFaults};
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 
@@ -78,6 +78,8 @@ pub struct Store {
     entropy: Entropy,
     clock: Clock,
     holder: Arc<Holder>,
+    /// The pools that runs of this process have locked: the database tells processes apart, not runs.
+    locked: Arc<Mutex<BTreeSet<PoolId>>>,
     deployment: DeploymentId,
     path: Arc<PathBuf>,
     ephemeral: bool,
@@ -164,6 +166,7 @@ impl Store {
             entropy,
             clock,
             holder: Arc::new(Holder::this_process(what, id)),
+            locked: Arc::default(),
             deployment,
             path: Arc::new(path.to_owned()),
             ephemeral,

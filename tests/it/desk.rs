@@ -207,7 +207,7 @@ async fn a_worker_of_which_somebody_has_a_lease_is_not_deleted() {
     let observer: Observer = Arc::new(|_| {});
     let outcomes = reconciler.apply(&plan.plan, &locks, observer).await.unwrap();
     assert_eq!(outcomes[0].done.destroy, 2);
-    assert!(outcomes[0].failures[0].1.contains("leased"), "{outcomes:?}");
+    assert!(outcomes[0].held[0].1.contains("leased"), "{outcomes:?}");
     assert_eq!(api.world.cloud.workers().len(), 1);
     assert_eq!(api.get(&format!("/v1/leases/{}", id(&lease))).await.body["ended_at"], Value::Null);
 }

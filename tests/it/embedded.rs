@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pool::apply::PoolOutcome;
 use pool::clock::{Clock, Entropy};
 use pool::pool::{PoolError, Secrets};
-use pool::state::{Check, OpenOptions, Store, WhenMissing};
+use pool::state::{Check, OpenOptions, StateError, Store, WhenMissing};
 use pool::{ResourcePool, StaticPoolConfig, StaticPoolManager};
 use pool_sim::{Cloud, Settings, SimProvider};
 
@@ -18,25 +19,37 @@ fn config(size: u32, protect: bool) -> StaticPoolConfig {
     .unwrap()
 }
 
+fn open(folder: &std::path::Path) -> Store {
+    Store::open(OpenOptions {
+        path: &folder.join("state.db"),
+        when_missing: WhenMissing::Create,
+        clock: Clock::system(),
+        entropy: Entropy::system(),
+        what: "test",
+        check: Check::First,
+    })
+    .unwrap()
+}
+
 fn manager(
     folder: &std::path::Path,
     cloud: &Cloud,
     config: StaticPoolConfig,
 ) -> StaticPoolManager<SimProvider> {
+    manager_of(open(folder), cloud, config, Settings::default())
+}
+
+fn manager_of(
+    store: Store,
+    cloud: &Cloud,
+    config: StaticPoolConfig,
+    settings: Settings,
+) -> StaticPoolManager<SimProvider> {
     let clock = Clock::system();
-    let store = Store::open(OpenOptions {
-        path: &folder.join("state.db"),
-        when_missing: WhenMissing::Create,
-        clock: clock.clone(),
-        entropy: Entropy::system(),
-        what: "test",
-        check: Check::First,
-    })
-    .unwrap();
     let secrets = Secrets::new(Arc::new(BTreeMap::new()), store.secret_key());
     let time = clock.clone();
     let now_ms = move || time.now().as_millisecond();
-    let provider = SimProvider::new(cloud.clone(), Settings::default(), now_ms);
+    let provider = SimProvider::new(cloud.clone(), settings, now_ms);
     StaticPoolManager::new(config, provider, store, secrets, clock)
 }
 
@@ -73,4 +86,44 @@ async fn a_guard_refuses_it_too() {
     assert!(matches!(emptied.reconcile().await, Err(PoolError::Refused(_))));
     assert_eq!(cloud.workers().len(), 2);
     assert_eq!(emptied.last_known().map(|state| state.ready), Some(2));
+}
+
+#[tokio::test]
+async fn two_runs_of_one_process_keep_out_of_each_others_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cloud, store) = (Cloud::in_memory(), open(folder.path()));
+    let slow = Settings { latency_ms: 200, ..Settings::default() };
+    let first = manager_of(store.clone(), &cloud, config(2, false), slow.clone());
+    let second = manager_of(store.clone(), &cloud, config(2, false), slow);
+    let (one, other) = tokio::join!(first.reconcile(), second.reconcile());
+    assert!(one.unwrap().iter().all(PoolOutcome::is_complete));
+    assert!(matches!(other, Err(PoolError::State(StateError::Locked { .. }))), "{other:?}");
+    // Afterwards it may, and so may another process.
+    assert_eq!(second.reconcile().await.unwrap(), []);
+    assert_eq!(manager(folder.path(), &cloud, config(2, false)).reconcile().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_run_that_is_dropped_gives_its_lock_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cloud, store) = (Cloud::in_memory(), open(folder.path()));
+    let slow = Settings { latency_ms: 60_000, ..Settings::default() };
+    let dropped = manager_of(store, &cloud, config(2, false), slow);
+    let run = dropped.reconcile();
+    assert!(tokio::time::timeout(Duration::from_millis(300), run).await.is_err());
+    let other = manager(folder.path(), &cloud, config(2, false));
+    for _ in 0..200 {
+        match other.reconcile().await {
+            Ok(outcomes) => {
+                assert!(outcomes.iter().all(PoolOutcome::is_complete), "{outcomes:?}");
+                assert_eq!(cloud.workers().len(), 2);
+                return;
+            }
+            Err(PoolError::State(StateError::Locked { .. })) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("the lock was never given back");
 }

@@ -114,6 +114,85 @@ fn a_run_that_waited_long_enough_says_who_has_what_and_the_server_goes_on() {
 }
 
 #[test]
+fn what_breaks_while_a_run_waits_for_a_job_is_healed_meanwhile() {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", POOL);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let lease = server.acquire("web");
+    sandbox.write("web.yaml", &changed(POOL));
+    let mut apply = sandbox
+        .command(&["apply", "web.yaml", "--auto-approve"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the others are new", || ready(&server).contains(&"web-2-2".into()));
+    let broken = workers(&server).into_iter().find(|worker| worker["name"] == "web-1-2").unwrap();
+    let pid = broken["attributes"]["pid"].as_str().unwrap().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    wait_until("it is replaced", || ready(&server).contains(&"web-1-3".into()));
+    assert!(is_running(&lease));
+    assert!(apply.try_wait().unwrap().is_none(), "the run still waits for the job");
+    release(&server, &lease);
+    let ran = apply.wait_with_output().unwrap();
+    let said = String::from_utf8(ran.stdout).unwrap();
+    assert_eq!(ran.status.code(), Some(0), "{said}");
+    assert!(said.contains("Apply complete! Resources: 3 added, 0 changed, 3 destroyed."), "{said}");
+    sandbox.pool(&["plan", "web.yaml", "--detailed-exitcode"]).exits(0);
+}
+
+#[test]
+fn a_run_that_waits_ends_when_somebody_else_applies() {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", POOL);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let lease = server.acquire("web");
+    sandbox.write("web.yaml", &changed(POOL));
+    let apply = sandbox
+        .command(&["apply", "web.yaml", "--auto-approve"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("it waits", || {
+        let all = workers(&server);
+        all[0]["draining"] == true && ready(&server).contains(&"web-2-2".into())
+    });
+    // Whoever comes later wins, and need not wait for the other one's job.
+    let bigger = POOL.replace("fixed_size: 3", "fixed_size: 4");
+    sandbox.write("web.yaml", &bigger);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    assert!(ready(&server).contains(&"web-0-1".into()), "it is wanted again");
+    release(&server, &lease);
+    let ran = apply.wait_with_output().unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(5), "{said}");
+    assert!(said.contains("somebody else applied to it while this run waited"), "{said}");
+    sandbox.pool(&["plan", "web.yaml", "--detailed-exitcode"]).exits(0);
+}
+
+#[test]
+fn a_replacement_that_was_asked_for_waits_for_the_job_and_is_made_once() {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", POOL);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let lease = server.acquire("web");
+    let arguments = ["apply", "web.yaml", "--auto-approve", "--replace", "web[0]"];
+    let apply = sandbox.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+    wait_until("it is drained", || workers(&server)[0]["draining"] == true);
+    assert!(is_running(&lease));
+    release(&server, &lease);
+    let ran = apply.wait_with_output().unwrap();
+    let said = String::from_utf8(ran.stdout).unwrap();
+    assert_eq!(ran.status.code(), Some(0), "{said}");
+    assert!(said.contains("Apply complete! Resources: 1 added, 0 changed, 1 destroyed."), "{said}");
+    assert!(ready(&server).contains(&"web-0-2".into()), "{:?}", ready(&server));
+}
+
+#[test]
 fn scaling_in_spares_leased_workers_and_without_a_server_old_leases_end() {
     let sandbox = Sandbox::new();
     sandbox.write("web.yaml", POOL);

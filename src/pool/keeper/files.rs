@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::heal::observer;
@@ -20,7 +20,7 @@ use super::{Keeper, Mode};
 use crate::config::LoadedPool;
 use crate::plan::{PlanOptions, Refusal};
 use crate::pool::PoolError;
-use crate::pool::hold::Hold;
+use crate::pool::hold::{Hold, Patience};
 use crate::state::StateError;
 use crate::worker::PoolId;
 
@@ -204,10 +204,10 @@ async fn apply(
     let mut concerned: BTreeSet<PoolId> = keeper.store.pool_ids().await?;
     concerned.extend(pools.iter().map(|pool| pool.config.pool_id.clone()));
     let configs = config_versions(keeper).await?;
-    let (alone, holds) = hold_all(keeper, &concerned).await?;
+    let hold = hold_all(keeper, &concerned).await?;
     let outcome = if config_versions(keeper).await? == configs {
         match (files.load)().await {
-            Ok(now) if digest(&now) == digest_before => under_locks(keeper, pools, &holds).await,
+            Ok(now) if digest(&now) == digest_before => under_locks(keeper, pools, &hold).await,
             // They changed while the locks were waited for: the next look reads them again.
             Ok(_) | Err(_) => Ok(()),
         }
@@ -215,10 +215,7 @@ async fn apply(
         // Whoever had the locks applied meanwhile: the files are older than that.
         keeper.store.set_served_config(digest_before.to_owned()).await.map_err(PoolError::from)
     };
-    for hold in holds {
-        hold.give_back().await?;
-    }
-    drop(alone);
+    hold.give_back().await;
     keeper.look_again();
     outcome?;
     // Not before the config is recorded: a change that was not must not look like one that was.
@@ -235,53 +232,31 @@ async fn config_versions(keeper: &Keeper) -> Result<BTreeMap<PoolId, i64>, State
 
 /// Takes the locks of all these pools. While somebody else has one of them, none is held: the others can be
 /// healed meanwhile.
-async fn hold_all(
-    keeper: &Keeper,
-    pools: &BTreeSet<PoolId>,
-) -> Result<(Vec<OwnedMutexGuard<()>>, Vec<Hold>), StateError> {
+async fn hold_all(keeper: &Keeper, pools: &BTreeSet<PoolId>) -> Result<Hold, StateError> {
     let mut told = false;
     loop {
-        let mut alone = Vec::new();
-        let mut holds = Vec::new();
-        let mut locked = None;
-        for pool in pools {
-            alone.push(keeper.alone(pool).await);
-            match Hold::take(&keeper.store, pool).await {
-                Ok(hold) => holds.push(hold),
-                Err(error @ StateError::Locked { .. }) => {
-                    locked = Some(error);
-                    break;
+        match Hold::take(&keeper.store, pools, Patience::none()).await {
+            Err(error @ StateError::Locked { .. }) => {
+                if !told {
+                    told = true;
+                    tracing::info!(%error, "waiting to apply the files");
                 }
-                Err(error) => return Err(error),
+                sleep(LOCKED).await;
             }
+            taken => return taken,
         }
-        let Some(error) = locked else { return Ok((alone, holds)) };
-        for hold in holds {
-            hold.give_back().await?;
-        }
-        if !told {
-            told = true;
-            tracing::info!(%error, "waiting to apply the files");
-        }
-        drop(alone);
-        sleep(LOCKED).await;
     }
 }
 
 /// Plans and applies; what single workers fail at is healed later.
-async fn under_locks(
-    keeper: &Keeper,
-    pools: &[LoadedPool],
-    holds: &[Hold],
-) -> Result<(), PoolError> {
+async fn under_locks(keeper: &Keeper, pools: &[LoadedPool], hold: &Hold) -> Result<(), PoolError> {
     let reconciler = keeper.reconciler(pools, PARALLELISM).await?;
     let desired = reconciler.desired(pools);
     let mut plan = reconciler.plan_settled(&desired, &PlanOptions::default(), true).await?.plan;
     if !plan.refusals.is_empty() {
         return Err(PoolError::Refused(plan.refusals));
     }
-    let locks: BTreeMap<_, _> =
-        holds.iter().map(|hold| (hold.lock().pool.clone(), hold.lock().clone())).collect();
+    let locks = hold.locks();
     plan.pools.retain(|pool| locks.contains_key(&pool.pool));
     let summary = plan.summary();
     tracing::info!(
@@ -292,7 +267,7 @@ async fn under_locks(
     );
     let outcomes = reconciler.apply(&plan, &locks, observer(keeper)).await?;
     let mut unrecorded = None;
-    for (worker, why) in outcomes.iter().flat_map(|outcome| &outcome.failures) {
+    for (worker, why) in outcomes.iter().flat_map(|o| o.failures.iter().chain(&o.held)) {
         tracing::warn!(%worker, why, "not done yet");
         unrecorded.get_or_insert_with(|| why.clone());
     }

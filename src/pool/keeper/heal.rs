@@ -3,11 +3,10 @@
 //! A wake-up carries no data: it only says "look again". A restart, a timer, a worker that broke and a
 //! file that changed all lead here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedMutexGuard;
 use tokio::time::{sleep, timeout};
 
 use super::{Keeper, Looked, Mode};
@@ -16,7 +15,7 @@ use crate::config::LoadedPool;
 use crate::desired::DesiredPool;
 use crate::plan::remedy::{Remedy, remedy};
 use crate::plan::{Plan, PlanOptions, PoolPlan, RecordedPool};
-use crate::pool::hold::Hold;
+use crate::pool::hold::{Hold, Patience};
 use crate::pool::{PoolError, Reconciler};
 use crate::state::{Retention, StateError};
 use crate::worker::{Address, PoolId};
@@ -67,14 +66,16 @@ async fn look(keeper: &Keeper) -> Option<Duration> {
     let mut again: Option<Duration> = None;
     for pool in plan.pools {
         // Something in this process works on it already, and looks again when it is done.
-        let Some(alone) = keeper.try_alone(&pool.pool) else { continue };
+        if keeper.store.has_locked(&pool.pool) {
+            continue;
+        }
         // What may not be done now needs neither lock nor second look.
         let narrowed = narrow(keeper, &pool).await;
         let until = match narrowed {
             Ok(remedy) if remedy.plan.is_empty() => finish(keeper, &remedy, &[]).await,
             Ok(_) => {
                 let keeper = keeper.clone();
-                tokio::spawn(async move { repair_alone(&keeper, &pool.pool, alone).await });
+                tokio::spawn(async move { repair_aside(&keeper, &pool.pool).await });
                 None
             }
             Err(error) => {
@@ -88,12 +89,11 @@ async fn look(keeper: &Keeper) -> Option<Duration> {
 }
 
 /// Repairs one pool, and has it looked at again when there may be more to do.
-async fn repair_alone(keeper: &Keeper, pool: &PoolId, alone: OwnedMutexGuard<()>) {
+async fn repair_aside(keeper: &Keeper, pool: &PoolId) {
     let again = tokio::select! {
         () = keeper.closed() => return,
         again = repair(keeper, pool) => again,
     };
-    drop(alone);
     if let Some(pause) = again {
         tokio::select! {
             () = keeper.closed() => return,
@@ -168,7 +168,9 @@ async fn repair(keeper: &Keeper, pool: &PoolId) -> Option<Duration> {
         Ok(again) => again,
         // A run that is under way has the lock.
         Err(PoolError::State(error @ StateError::Locked { .. })) => {
-            keeper.note(pool, Some(error.to_string()));
+            if !keeper.store.has_locked(pool) {
+                keeper.note(pool, Some(error.to_string()));
+            }
             Some(Duration::from_secs(1))
         }
         Err(error) => {
@@ -180,9 +182,10 @@ async fn repair(keeper: &Keeper, pool: &PoolId) -> Option<Duration> {
 }
 
 async fn try_repair(keeper: &Keeper, pool: &PoolId) -> Result<Option<Duration>, PoolError> {
-    let hold = Hold::take(&keeper.store, pool).await?;
+    let own = BTreeSet::from([pool.clone()]);
+    let hold = Hold::take(&keeper.store, &own, Patience::none()).await?;
     let outcome = under_lock(keeper, pool, &hold).await;
-    hold.give_back().await?;
+    hold.give_back().await;
     let (remedy, outcomes) = outcome?;
     Ok(finish(keeper, &remedy, &outcomes).await)
 }
@@ -211,9 +214,11 @@ async fn under_lock(
     if remedy.plan.is_empty() {
         return Ok((remedy, Vec::new()));
     }
-    keeper.store.record_tries(hold.lock(), remedy.begun.clone()).await?;
+    let locks = hold.locks();
+    if let Some(lock) = locks.get(pool) {
+        keeper.store.record_tries(lock, remedy.begun.clone()).await?;
+    }
     let narrowed = Plan { pools: vec![remedy.plan.clone()], ..planned.plan };
-    let locks = BTreeMap::from([(pool.clone(), hold.lock().clone())]);
     let outcomes = reconciler.apply(&narrowed, &locks, observer(keeper)).await?;
     Ok((remedy, outcomes))
 }
@@ -253,7 +258,8 @@ async fn finish(keeper: &Keeper, remedy: &Remedy, outcomes: &[PoolOutcome]) -> O
     let until =
         remedy.again_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     // What was done may have made room for more.
-    let more = (!outcomes.is_empty() && failures.is_empty()).then_some(PAUSE);
+    let held = outcomes.iter().any(|outcome| !outcome.held.is_empty());
+    let more = (!outcomes.is_empty() && failures.is_empty() && !held).then_some(PAUSE);
     // What failed is tried again after its back-off, which began when it did.
     let backoff = remedy.plan.config.as_ref().map(|config| config.remediation.backoff.get());
     let retry = backoff.filter(|_| !failures.is_empty());

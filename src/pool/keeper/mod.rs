@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pool_provider::SharedProvider;
-use tokio::sync::{OwnedMutexGuard, watch as signal};
+use tokio::sync::watch as signal;
 use tokio::time::sleep;
 
 pub use self::files::Files;
@@ -92,8 +92,6 @@ pub struct Keeper {
     stopped: Arc<Mutex<BTreeSet<PoolId>>>,
     /// Pools of which every worker was probed once.
     probed: Arc<Mutex<BTreeSet<PoolId>>>,
-    /// Pools that something in this process works on: a lock keeps out others, not ourselves.
-    busy: Arc<Mutex<BTreeMap<PoolId, Arc<tokio::sync::Mutex<()>>>>>,
     config_error: Arc<Mutex<Option<String>>>,
     recent: Arc<tokio::sync::Mutex<Recent>>,
     closing: Arc<signal::Sender<bool>>,
@@ -130,7 +128,6 @@ impl Keeper {
             looked: Arc::default(),
             stopped: Arc::default(),
             probed: Arc::default(),
-            busy: Arc::default(),
             config_error: Arc::default(),
             recent: Arc::default(),
             closing: Arc::new(signal::Sender::new(false)),
@@ -216,21 +213,6 @@ impl Keeper {
     pub async fn closed(&self) {
         // The sender is this very keeper's: it is there for as long as anybody asks.
         let _closed = self.closing.subscribe().wait_for(|closing| *closing).await.is_ok();
-    }
-
-    fn work_on(&self, pool: &PoolId) -> Arc<tokio::sync::Mutex<()>> {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(busy.entry(pool.clone()).or_default())
-    }
-
-    /// Waits until nothing else in this process works on the pool.
-    async fn alone(&self, pool: &PoolId) -> OwnedMutexGuard<()> {
-        self.work_on(pool).lock_owned().await
-    }
-
-    /// The same without waiting.
-    fn try_alone(&self, pool: &PoolId) -> Option<OwnedMutexGuard<()>> {
-        self.work_on(pool).try_lock_owned().ok()
     }
 
     /// Puts together what a run over these pools needs.

@@ -1,0 +1,121 @@
+//! Rules about creates: once and whole, whatever becomes of the answer.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{ABANDONED_AFTER_MS, Subject, Trial};
+use crate::error::ProviderError;
+use crate::provider::{CreateRequest, Idempotency, WorkerProvider as _};
+use crate::spec::ObservedWorker;
+
+impl<S: Subject> Trial<'_, S> {
+    /// What a repeat of the same attempt may answer.
+    fn is_fine(
+        &self,
+        first: &ObservedWorker,
+        again: &Result<ObservedWorker, ProviderError>,
+    ) -> bool {
+        match (self.subject.provider().describe().idempotency, again) {
+            (Idempotency::Token, Ok(again)) => again.provider_id == first.provider_id,
+            (Idempotency::UniqueName, Err(ProviderError::AlreadyExists(_))) => true,
+            (Idempotency::None, _) => true,
+            (Idempotency::Token | Idempotency::UniqueName, _) => false,
+        }
+    }
+
+    pub(super) async fn repeated_create(&self) -> Result<bool, String> {
+        if self.subject.provider().describe().idempotency == Idempotency::None {
+            return Ok(false);
+        }
+        let first = self.create(0).await?;
+        let again = self.subject.provider().create(&self.request(0)).await;
+        if !self.is_fine(&first, &again) {
+            return Err(format!("the second create of one attempt answered {again:?}"));
+        }
+        self.list_until(1).await?;
+        self.clean().await.map(|()| true)
+    }
+
+    pub(super) async fn creates_side_by_side(&self) -> Result<bool, String> {
+        if self.subject.provider().describe().idempotency == Idempotency::None {
+            return Ok(false);
+        }
+        let (one, other) = (self.subject.provider(), self.subject.provider());
+        let request = self.request(0);
+        let (one, other) = tokio::join!(one.create(&request), other.create(&request));
+        let (first, again) = if one.is_ok() { (one, other) } else { (other, one) };
+        let first = first.map_err(|error| format!("both creates failed: {error}, {again:?}"))?;
+        if !self.is_fine(&first, &again) {
+            return Err(format!("two creates of one attempt answered {first:?} and {again:?}"));
+        }
+        self.list_until(1).await?;
+        self.clean().await.map(|()| true)
+    }
+
+    pub(super) async fn tags_round_trip(&self) -> Result<bool, String> {
+        let request = self.request(3);
+        let created = self.create(3).await?;
+        let listed = self.list_until(1).await?.remove(0);
+        let expected = (
+            request.name,
+            request.attempt,
+            request.operation,
+            request.spec_hash,
+            request.spec.labels,
+            request.spec.tags,
+        );
+        for (what, worker) in [("created", created), ("listed", listed)] {
+            let ObservedWorker { name, attempt, operation, spec_hash, labels, tags, .. } = worker;
+            let found = (name, attempt, operation, spec_hash, labels, tags);
+            if found != expected {
+                return Err(format!("{what} as {found:?}, expected {expected:?}"));
+            }
+        }
+        self.clean().await.map(|()| true)
+    }
+
+    pub(super) async fn invalid(&self) -> Result<bool, String> {
+        let Some(spec) = self.subject.invalid_spec() else { return Ok(false) };
+        let request = CreateRequest { spec, ..self.request(0) };
+        match self.subject.provider().create(&request).await {
+            Err(ProviderError::InvalidSpec(_)) => self.list_until(0).await.map(|_| true),
+            answer => Err(format!("create answered {answer:?}")),
+        }
+    }
+
+    pub(super) async fn lost_answer(&self) -> Result<bool, String> {
+        if !self.subject.lose_next_create() {
+            return Ok(false);
+        }
+        match self.subject.provider().create(&self.request(0)).await {
+            Err(error) if error.is_unknown() => {}
+            answer => return Err(format!("create answered {answer:?}")),
+        }
+        self.list_until(1).await?;
+        self.clean().await.map(|()| true)
+    }
+
+    pub(super) async fn abandoned(&self) -> Result<bool, String> {
+        if self.subject.provider().describe().idempotency == Idempotency::None {
+            return Ok(false);
+        }
+        for (slot, limit) in (0..).zip(ABANDONED_AFTER_MS) {
+            let provider = self.subject.provider();
+            let request = self.request(slot);
+            // Dropping the call is what a killed caller looks like to the provider.
+            let _abandoned = timeout(Duration::from_millis(limit), provider.create(&request)).await;
+            match self.subject.provider().create(&request).await {
+                Ok(_) | Err(ProviderError::AlreadyExists(_)) => {}
+                Err(error) => return Err(format!("abandoned after {limit} ms: repeat: {error}")),
+            }
+        }
+        let listed = self.list_until(ABANDONED_AFTER_MS.len()).await?;
+        let names: BTreeSet<String> = listed.iter().map(|worker| worker.name.to_string()).collect();
+        if names.len() != listed.len() {
+            return Err(format!("an abandoned create made a second worker: {listed:?}"));
+        }
+        self.clean().await.map(|()| true)
+    }
+}

@@ -1,0 +1,264 @@
+//! The suite that every provider must pass: the contract of [`WorkerProvider`] as code.
+//!
+//! A provider's tests give a [`Subject`]; [`run`] answers with one [`Finding`] a rule, each failure with
+//! what was expected and what happened instead, in words for the provider's author. It creates a few
+//! workers under fresh deployments and deletes them again.
+//!
+//! | module     | rules about                                   |
+//! |------------|-----------------------------------------------|
+//! | `creating` | creates                                          |
+//! | `changing` | updates, resets and deletes                       |
+
+mod changing;
+mod creating;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use crate::identity::{DeploymentId, Generation, Slot, WorkerName};
+use crate::provider::{CreateRequest, DeleteRequest, WorkerProvider, WorkerRef};
+use crate::spec::{ObservedWorker, WorkerSpec};
+
+/// How long a deletion may take to show, beyond the provider's own settle time.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the suite looks again.
+const PAUSE: Duration = Duration::from_millis(20);
+/// After how many milliseconds creates are abandoned, to find one in every stage.
+const ABANDONED_AFTER_MS: [u64; 6] = [0, 1, 2, 4, 8, 16];
+
+/// A provider under test.
+pub trait Subject: Sync {
+    /// The provider's type.
+    type Provider: WorkerProvider;
+
+    /// Returns a new handle, as another process would have: nothing may be remembered between two.
+    fn provider(&self) -> Self::Provider;
+
+    /// Returns the spec of a worker that starts quickly and stays.
+    fn spec(&self) -> WorkerSpec;
+
+    /// Returns a spec that can never succeed, if there is one.
+    fn invalid_spec(&self) -> Option<WorkerSpec> {
+        None
+    }
+
+    /// Makes the next create lose its answer after its effect; false when that cannot be done here.
+    fn lose_next_create(&self) -> bool {
+        false
+    }
+
+    /// Makes the next listing unable to see everything; false when that cannot be done here.
+    fn hide_from_next_listing(&self) -> bool {
+        false
+    }
+}
+
+/// What became of one rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The provider keeps it.
+    Kept,
+    /// It does not, and how.
+    Broken(String),
+    /// It could not be tried here.
+    NotTried,
+}
+
+/// One rule, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The rule, as a sentence.
+    pub rule: &'static str,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Outcome::Kept => write!(f, "kept: {}", self.rule),
+            Outcome::Broken(how) => write!(f, "BROKEN: {}: {how}", self.rule),
+            Outcome::NotTried => write!(f, "not tried here: {}", self.rule),
+        }
+    }
+}
+
+/// Runs every rule. `seed` tells the deployments of two runs apart.
+pub async fn run(subject: &impl Subject, seed: u8) -> Vec<Finding> {
+    let trial = |number: u8| Trial {
+        subject,
+        owner: DeploymentId::from_random([
+            seed, number, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
+        ]),
+    };
+    vec![
+        finding("a repeated create gives one worker", trial(1).repeated_create()).await,
+        finding("creates side by side give one worker", trial(2).creates_side_by_side()).await,
+        finding("what was created is listed with its tags", trial(3).tags_round_trip()).await,
+        finding("a listing is scoped to its owner", trial(4).scoped(&trial(5).owner)).await,
+        finding("a listing is whole over all its pages", trial(6).whole_listing()).await,
+        finding("labels and tags change in place", trial(7).update_in_place()).await,
+        finding("deleting twice is fine, and so is deleting nothing", trial(8).delete_twice())
+            .await,
+        finding("a deleted worker can be tried again under its name", trial(14).next_attempt())
+            .await,
+        finding("a delete that names another id leaves the worker alone", trial(15).other_id())
+            .await,
+        finding("a reset worker keeps its id and its tags", trial(16).reset()).await,
+        finding("a reset is repeated when its caller is gone", trial(17).abandoned_reset()).await,
+        finding("what does not exist is not found", trial(9).not_found()).await,
+        finding("a spec that cannot succeed is invalid, and leaves nothing", trial(10).invalid())
+            .await,
+        finding("a lost answer is an unknown outcome", trial(11).lost_answer()).await,
+        finding("a listing says when it does not see everything", trial(12).incomplete()).await,
+        finding("an abandoned create is found, and can be repeated", trial(13).abandoned()).await,
+    ]
+}
+
+async fn finding(rule: &'static str, trial: impl Future<Output = Result<bool, String>>) -> Finding {
+    let outcome = match trial.await {
+        Ok(true) => Outcome::Kept,
+        Ok(false) => Outcome::NotTried,
+        Err(how) => Outcome::Broken(how),
+    };
+    Finding { rule, outcome }
+}
+
+/// One rule's try, under a deployment of its own.
+struct Trial<'s, S> {
+    subject: &'s S,
+    owner: DeploymentId,
+}
+
+impl<S: Subject> Trial<'_, S> {
+    fn name(slot: u32) -> WorkerName {
+        let pool = "conformance".parse().expect("the suite's pool id is valid");
+        WorkerName::new(pool, Slot(slot), Generation(1))
+    }
+
+    fn request(&self, slot: u32) -> CreateRequest {
+        CreateRequest {
+            owner: self.owner.clone(),
+            name: Self::name(slot),
+            attempt: 1,
+            operation: i64::from(slot) + 100,
+            token: format!("{}-{slot}-1", self.owner),
+            spec: self.subject.spec(),
+            spec_hash: "v1:0123456789abcdef".to_owned(),
+        }
+    }
+
+    fn reference(&self, slot: u32, provider_id: Option<String>) -> WorkerRef {
+        WorkerRef { owner: self.owner.clone(), name: Self::name(slot), provider_id }
+    }
+
+    async fn create(&self, slot: u32) -> Result<ObservedWorker, String> {
+        let created = self.subject.provider().create(&self.request(slot)).await;
+        created.map_err(|error| format!("create failed: {error}"))
+    }
+
+    async fn list(&self) -> Result<Vec<ObservedWorker>, String> {
+        let provider = self.subject.provider();
+        let mut workers = Vec::new();
+        let mut page = None;
+        loop {
+            let listed = provider.list(&self.owner, page.as_ref()).await;
+            let listing = listed.map_err(|error| format!("list failed: {error}"))?;
+            workers.extend(listing.workers);
+            match listing.next {
+                Some(next) => page = Some(next),
+                None => return Ok(workers),
+            }
+        }
+    }
+
+    /// Lists until there are `count` workers, for as long as effects may take to show.
+    async fn list_until(&self, count: usize) -> Result<Vec<ObservedWorker>, String> {
+        let settle = self.subject.provider().describe().settle;
+        let looking = async {
+            loop {
+                let workers = self.list().await?;
+                if workers.len() == count {
+                    return Ok(workers);
+                }
+                sleep(PAUSE).await;
+            }
+        };
+        if let Ok(listed) = timeout(settle + PATIENCE, looking).await {
+            listed
+        } else {
+            {
+                let found: Vec<String> = self
+                    .list()
+                    .await?
+                    .iter()
+                    .map(|w| format!("{} {}", w.name, w.provider_id))
+                    .collect();
+                Err(format!("expected {count} workers in the listing, found {found:?}"))
+            }
+        }
+    }
+
+    /// Deletes everything and makes sure that it is gone.
+    async fn clean(&self) -> Result<(), String> {
+        let provider = self.subject.provider();
+        for worker in self.list().await? {
+            let reference = WorkerRef {
+                owner: self.owner.clone(),
+                name: worker.name,
+                provider_id: Some(worker.provider_id),
+            };
+            let deleted = provider.delete(&DeleteRequest { worker: reference, attempt: 1 }).await;
+            deleted.map_err(|error| format!("delete failed: {error}"))?;
+        }
+        self.list_until(0).await.map(drop)
+    }
+
+    async fn scoped(&self, other: &DeploymentId) -> Result<bool, String> {
+        self.create(0).await?;
+        self.list_until(1).await?;
+        let stranger = Trial { subject: self.subject, owner: other.clone() };
+        let seen = stranger.list().await?;
+        if !seen.is_empty() {
+            return Err(format!("another deployment sees {seen:?}"));
+        }
+        // A stranger's delete of the same name must not reach ours.
+        let reference = stranger.reference(0, None);
+        let deleted =
+            self.subject.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await;
+        deleted.map_err(|error| format!("deleting nothing failed: {error}"))?;
+        self.list_until(1).await?;
+        self.clean().await.map(|()| true)
+    }
+
+    async fn whole_listing(&self) -> Result<bool, String> {
+        for slot in 0..5 {
+            self.create(slot).await?;
+        }
+        let listed = self.list_until(5).await?;
+        let names: BTreeSet<String> = listed.iter().map(|worker| worker.name.to_string()).collect();
+        let ids: BTreeSet<&String> = listed.iter().map(|worker| &worker.provider_id).collect();
+        if names.len() != 5 || ids.len() != 5 {
+            return Err(format!("a worker is listed twice: {names:?}, {ids:?}"));
+        }
+        self.clean().await.map(|()| true)
+    }
+
+    async fn incomplete(&self) -> Result<bool, String> {
+        self.create(0).await?;
+        self.list_until(1).await?;
+        if !self.subject.hide_from_next_listing() {
+            return self.clean().await.map(|()| false);
+        }
+        let listing = self.subject.provider().list(&self.owner, None).await;
+        let listing = listing.map_err(|error| format!("list failed: {error}"))?;
+        if listing.complete && listing.workers.is_empty() {
+            return Err("a listing without the worker says that it is complete".to_owned());
+        }
+        self.clean().await.map(|()| true)
+    }
+}
