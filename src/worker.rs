@@ -4,6 +4,8 @@
 //! with one transition table ([`Phase::may_become`]); nothing else decides what may follow what.
 //! *Leased* is not a phase, and neither are *cordoned* and *draining*.
 
+use std::time::Duration;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -69,6 +71,22 @@ impl Phase {
             Self::Deleted => "deleted",
             Self::Failed => "failed",
             Self::Lost => "lost",
+        }
+    }
+
+    /// Returns how long a worker may be in this phase before it is overdue, where nothing else sets a limit;
+    /// `None` where it may stay.
+    pub fn patience(self) -> Option<Duration> {
+        match self {
+            Self::Ready | Self::Quarantined | Self::Deleted => None,
+            Self::Pending
+            | Self::Provisioning
+            | Self::Verifying
+            | Self::Recycling
+            | Self::Unhealthy
+            | Self::Deleting
+            | Self::Failed
+            | Self::Lost => Some(Duration::from_secs(600)),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::apply::Leased;
 use crate::config::{self, LoadedPool, Surroundings};
 use crate::plan::Plan;
 use crate::pool::{
-    Hold, Patience, ProviderSettings, Reconciler, Secrets, known_providers, open_providers,
+    Hold, Patience, ProviderSettings, Reconciler, Secrets, Unseen, known_providers, open_providers,
 };
 use crate::state::{Check, OpenOptions, StateError, Store, WhenMissing};
 use crate::worker::PoolId;
@@ -97,6 +97,7 @@ impl Context {
             clock: self.world.clock.clone(),
             parallelism: parallelism as usize,
             leased: Leased::Wait,
+            unseen: Unseen::new(),
         })
     }
 

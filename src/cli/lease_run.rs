@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use jiff::Timestamp;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as Arrivals, SignalKind, signal};
@@ -80,7 +80,7 @@ pub(super) async fn run(context: &Context, arguments: &Run) -> Result<Exit, CliE
     let mut signals = Signals::listen(context.world.stdin_is_terminal)?;
     let answer = tokio::select! {
         answer = client.acquire(&body, wait, None) => answer?,
-        () = signals.any() => return Ok(Exit::Interrupted),
+        (signal, _) = signals.arrived() => return Ok(stopped_by(signal)),
     };
     let held = Held::of(&answer["leases"][0], arguments.wanted.ttl())
         .context("the server's answer is not a lease")?;
@@ -103,7 +103,13 @@ async fn hold(
 ) -> Result<ExitStatus, CliError> {
     let mut words = arguments.command.iter();
     let program = words.next().context("there is no command")?;
-    let spawned = Command::new(program)
+    let mut command = Command::new(program);
+    // What the command starts ends with it. On a terminal it stays in the foreground's group: it may read
+    // from there, and gets the terminal's own signals.
+    if !signals.from_terminal {
+        command.process_group(0);
+    }
+    let spawned = command
         .args(words)
         .env("POOL_WORKER", &held.worker)
         .env("POOL_LEASE", &held.id)
@@ -122,16 +128,19 @@ async fn hold(
     let lost = loop {
         tokio::select! {
             status = child.wait() => return Ok(status.context("waiting for the command")?),
-            arrived = signals.next() => pass_on(&child, arrived),
+            arrived = signals.next() => signals.pass_on(&child, arrived),
             why = &mut renewing => break why,
         }
     };
     context.printer.error(&format!("error: the lease {} is lost: {lost}\n", held.id));
     context.printer.error("hint: the command is ended, because another one may have the worker\n");
-    pass_on(&child, Signal::TERM);
+    signals.pass_on(&child, Signal::TERM);
     tokio::select! {
         _ = child.wait() => {}
-        () = sleep(GRACE) => child.kill().await.context("ending the command")?,
+        () = sleep(GRACE) => {
+            signals.pass_on(&child, Signal::KILL);
+            child.wait().await.context("ending the command")?;
+        }
     }
     let lost = CliError::usage("the lease was lost while the command ran", "run it again");
     Err(lost)
@@ -205,11 +214,7 @@ impl Signals {
         })
     }
 
-    /// Returns at the next signal, whatever it is.
-    async fn any(&mut self) {
-        self.arrived().await;
-    }
-
+    /// Returns the next signal, and whether a terminal may have sent it.
     async fn arrived(&mut self) -> (Signal, bool) {
         tokio::select! {
             _ = self.terminate.recv() => (Signal::TERM, false),
@@ -230,12 +235,25 @@ impl Signals {
             }
         }
     }
+
+    /// Sends the command a signal, and everything that it started with it where it has a group of its own.
+    fn pass_on(&self, child: &Child, signal: Signal) {
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { return };
+        let sent = if self.from_terminal {
+            kill_process(pid, signal)
+        } else {
+            kill_process_group(pid, signal)
+        };
+        let _ended_already = sent.is_err();
+    }
 }
 
-fn pass_on(child: &Child, signal: Signal) {
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    if let Some(pid) = pid {
-        let _ended_already = kill_process(pid, signal).is_err();
+/// Stopped before there was anything to hold: as a shell would say it.
+fn stopped_by(signal: Signal) -> Exit {
+    match signal {
+        Signal::INT => Exit::Interrupted,
+        other => Exit::Command(u8::try_from(128 + other.as_raw()).unwrap_or(1)),
     }
 }
 

@@ -124,6 +124,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
             notify(&[NotifyState::Stopping]);
         };
         listen::serve(listener, router, stop, || served.keeper.close()).await;
+        served.keeper.desk().taken_back().await;
         heart.abort();
         trouble.map_or(Ok(Exit::Done), |found| Err(found.into()))
     }
@@ -220,6 +221,8 @@ async fn beat(store: Store) -> StateError {
                 let holder = "another server, which took it over".to_owned();
                 return StateError::Served { holder };
             }
+            // Nothing is written any more, whatever happens: another process may do better.
+            Err(error @ StateError::Closed) => return error,
             Err(error) => tracing::error!(%error, "the state cannot be written"),
         }
     }

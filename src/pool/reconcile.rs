@@ -18,9 +18,19 @@ use crate::plan::{self, Listed, Observation, Plan, PlanInput, PlanOptions, Recor
 use crate::state::{PoolLock, Store};
 use crate::worker::{PoolId, Slot};
 
-/// How often a listing is tried, how long each may take, and how long the first pause between two is.
-const LISTING_ATTEMPTS: u32 = 3;
-const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
+/// How hard a listing is tried.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    attempts: u32,
+    /// How long each may take.
+    timeout: Duration,
+}
+
+/// A run needs all listings.
+const LISTING: Effort = Effort { attempts: 3, timeout: Duration::from_secs(60) };
+/// A server looks again soon, and has other pools to look after.
+const GLANCE: Effort = Effort { attempts: 1, timeout: Duration::from_secs(15) };
+/// How long the first pause between two tries is.
 const LISTING_PAUSE: Duration = Duration::from_millis(500);
 
 /// How often a run waits for the outcome of interrupted creates before it leaves them to the next run.
@@ -41,6 +51,44 @@ pub struct Reconciler {
     pub parallelism: usize,
     /// What a run does about workers that jobs have.
     pub leased: Leased,
+    /// Providers that are not asked: their pools are left alone.
+    pub unseen: Unseen,
+}
+
+/// Providers that cannot be listed, and why.
+pub type Unseen = BTreeMap<String, String>;
+
+/// What a plan is made from.
+struct Input {
+    desired: Vec<DesiredPool>,
+    options: PlanOptions,
+    recorded: Vec<RecordedPool>,
+    observed: BTreeMap<String, Observation>,
+}
+
+impl Input {
+    /// Leaves out every pool that has, had or wants workers of a provider that is not seen; returns them, and
+    /// why.
+    fn leave_out(&mut self, unseen: &Unseen) -> BTreeMap<PoolId, String> {
+        if unseen.is_empty() {
+            return BTreeMap::new();
+        }
+        let recorded = self.recorded.iter().flat_map(|pool| {
+            pool.workers.iter().map(move |worker| (&pool.id, worker.provider.as_str()))
+        });
+        let desired = self.desired.iter().map(|pool| (&pool.id, pool.provider.as_str()));
+        let blind: BTreeMap<PoolId, String> = recorded
+            .chain(desired)
+            .filter_map(|(pool, provider)| {
+                let why = unseen.get(provider)?;
+                Some((pool.clone(), format!("the provider {provider}: listing its workers: {why}")))
+            })
+            .collect();
+        self.desired.retain(|pool| !blind.contains_key(&pool.id));
+        self.recorded.retain(|pool| !blind.contains_key(&pool.id));
+        self.options.targets.retain(|target| !blind.contains_key(&target.pool));
+        blind
+    }
 }
 
 /// What a plan was made from, and the plan.
@@ -78,42 +126,96 @@ impl Reconciler {
         let recorded = self.store.load().await?;
         let workers = || recorded.iter().flat_map(|pool| &pool.workers);
         let refresh = refresh || workers().any(|worker| worker.operation.is_some());
+        let (observed, failed) = self.observe_all(desired, refresh, LISTING).await?;
+        if let Some((name, reason)) = failed.into_iter().next() {
+            let reason = format!("listing its workers: {reason}");
+            return Err(PoolError::Provider { name, reason });
+        }
+        let input =
+            Input { desired: desired.to_vec(), options: options.clone(), recorded, observed };
+        Ok(self.plan_from(input, &self.unseen).await?.0)
+    }
+
+    /// Observes and plans as far as the providers can be listed, each tried once and for a short time. Also
+    /// returns the providers that could not be listed and the pools that could not be looked at, and why.
+    ///
+    /// # Errors
+    /// When the state cannot be read, or a provider is not there.
+    pub async fn plan_what_is_seen(
+        &self,
+        desired: &[DesiredPool],
+        options: &PlanOptions,
+    ) -> Result<(Planned, Unseen, BTreeMap<PoolId, String>), PoolError> {
+        let recorded = self.store.load().await?;
+        let (observed, failed) = self.observe_all(desired, true, GLANCE).await?;
+        let unseen: Unseen =
+            self.unseen.iter().map(|(n, w)| (n.clone(), w.clone())).chain(failed).collect();
+        let input =
+            Input { desired: desired.to_vec(), options: options.clone(), recorded, observed };
+        let (planned, blind) = self.plan_from(input, &unseen).await?;
+        Ok((planned, unseen, blind))
+    }
+
+    /// Lists every provider that is used or ever was, side by side; also returns which cannot be listed.
+    async fn observe_all(
+        &self,
+        desired: &[DesiredPool],
+        refresh: bool,
+        effort: Effort,
+    ) -> Result<(BTreeMap<String, Observation>, BTreeMap<String, String>), PoolError> {
         let mut used = self.store.provider_names().await?;
         used.extend(desired.iter().map(|pool| pool.provider.clone()));
-        let mut observed = BTreeMap::new();
-        for name in used {
-            let provider = self
-                .providers
-                .get(&name)
-                .ok_or_else(|| PoolError::UnknownProvider(name.clone()))?;
-            let observation = if refresh {
-                let listed = observe_patiently(provider, self.store.deployment()).await;
-                Observation::Listed(listed.map_err(|reason| PoolError::Provider {
-                    name: name.clone(),
-                    reason: format!("listing its workers: {reason}"),
-                })?)
-            } else {
-                Observation::NotAsked(provider.describe())
-            };
-            observed.insert(name, observation);
+        let look = async |name: String| {
+            let found = self.providers.get(&name);
+            let provider = found.ok_or_else(|| PoolError::UnknownProvider(name.clone()))?;
+            if !refresh {
+                return Ok((name, Ok(Observation::NotAsked(provider.describe()))));
+            }
+            let listed = observe_patiently(provider, self.store.deployment(), effort).await;
+            Ok::<_, PoolError>((name, listed.map(Observation::Listed)))
+        };
+        let asked = used.into_iter().filter(|name| !self.unseen.contains_key(name));
+        let looks = futures_util::future::join_all(asked.map(look)).await;
+        let (mut observed, mut unseen) = (BTreeMap::new(), BTreeMap::new());
+        for looked in looks {
+            match looked? {
+                (name, Ok(observation)) => drop(observed.insert(name, observation)),
+                (name, Err(why)) => drop(unseen.insert(name, why)),
+            }
         }
+        Ok((observed, unseen))
+    }
+
+    /// Plans for every pool of which all providers are seen; also returns the others, and why.
+    async fn plan_from(
+        &self,
+        mut input: Input,
+        unseen: &Unseen,
+    ) -> Result<(Planned, BTreeMap<PoolId, String>), PoolError> {
+        let is_narrowed = !input.options.targets.is_empty();
+        let blind = input.leave_out(unseen);
+        // Without targets a plan is about everything: that is not what is left of these.
+        let nothing_left = is_narrowed && input.options.targets.is_empty();
         let deployment = self.store.deployment().clone();
         let deployment = Some(deployment).filter(|_| !self.store.is_ephemeral());
-        let (desired, options, now) = (desired.to_vec(), options.clone(), self.clock.now());
+        let now = self.clock.now();
         // A plan of a large state takes its time: a server answers meanwhile.
         let planning = tokio::task::spawn_blocking(move || {
             let plan = plan::plan(&PlanInput {
                 deployment: deployment.as_ref(),
-                desired: &desired,
-                recorded: &recorded,
-                observed: &observed,
-                options: &options,
+                desired: &input.desired,
+                recorded: &input.recorded,
+                observed: &input.observed,
+                options: &input.options,
                 now,
             });
-            Planned { plan, recorded }
+            Planned { plan, recorded: input.recorded }
         });
         // It is total: it does not panic, and nobody aborts it.
-        planning.await.map_err(|error| PoolError::BrokenPlan(error.to_string()))
+        let planned = planning.await.map_err(|error| PoolError::BrokenPlan(error.to_string()));
+        let mut planned = planned?;
+        planned.plan.pools.retain(|pool| !nothing_left && !blind.contains_key(&pool.pool));
+        Ok((planned, blind))
     }
 
     /// Observes and plans; when interrupted creates may still have an effect that does not show, waits
@@ -234,16 +336,17 @@ pub(super) fn as_desired(plan: &plan::PoolPlan) -> Option<DesiredPool> {
 async fn observe_patiently(
     provider: &SharedProvider,
     owner: &DeploymentId,
+    effort: Effort,
 ) -> Result<Listed, String> {
     let mut attempt = 1;
     loop {
-        let pause = match timeout(LISTING_TIMEOUT, observe(provider, owner)).await {
+        let pause = match timeout(effort.timeout, observe(provider, owner)).await {
             Ok(Ok(listed)) => return Ok(listed),
-            Ok(Err(error)) if !error.is_worth_a_retry() || attempt == LISTING_ATTEMPTS => {
+            Ok(Err(error)) if !error.is_worth_a_retry() || attempt == effort.attempts => {
                 return Err(error.to_string());
             }
-            Err(_) if attempt == LISTING_ATTEMPTS => {
-                return Err(format!("no answer within {LISTING_TIMEOUT:?}"));
+            Err(_) if attempt == effort.attempts => {
+                return Err(format!("no answer within {:?}", effort.timeout));
             }
             Ok(Err(ProviderError::RateLimited { retry_after: Some(wait), .. })) => wait,
             Ok(Err(_)) | Err(_) => LISTING_PAUSE * attempt,

@@ -7,8 +7,10 @@ use crate::worker::PoolId;
 
 /// Is told what happens. It must not block.
 pub trait Watcher: Send + Sync {
-    /// A lease was granted, after that long.
+    /// A lease was granted, that long after it was asked for.
     fn granted(&self, _pool: &PoolId, _waited: Duration) {}
+    /// It stood in the line for that long.
+    fn queued(&self, _pool: &PoolId, _waited: Duration) {}
     /// A lease ended.
     fn ended(&self, _ended: &Ended) {}
     /// A worker was probed.

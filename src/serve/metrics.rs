@@ -66,10 +66,12 @@ pub struct Metrics {
     registry: Registry,
     workers: Family<OfPhase, Gauge>,
     availability: Family<OfPool, Share>,
+    overdue: Family<OfPool, Gauge>,
     leased: Family<OfPool, Gauge>,
     waiting: Family<OfPool, Gauge>,
     oldest: Family<OfPool, Share>,
     granted: Histograms,
+    queued: Histograms,
     ended: Family<OfReason, Counter>,
     provisioning_attempts: Family<OfPool, Counter>,
     provisioning_successes: Family<OfPool, Counter>,
@@ -81,6 +83,7 @@ pub struct Metrics {
     batches: Histogram,
     log_bytes: Gauge,
     reload_failures: Counter,
+    refused: Gauge,
 }
 
 impl fmt::Debug for Metrics {
@@ -99,10 +102,12 @@ impl Default for Metrics {
             registry: Registry::with_prefix("pool"),
             workers: Family::default(),
             availability: Family::default(),
+            overdue: Family::default(),
             leased: Family::default(),
             waiting: Family::default(),
             oldest: Family::default(),
             granted: Family::new_with_constructor(latencies),
+            queued: Family::new_with_constructor(latencies),
             ended: Family::default(),
             provisioning_attempts: Family::default(),
             provisioning_successes: Family::default(),
@@ -114,6 +119,7 @@ impl Default for Metrics {
             batches: Histogram::new(BATCHES),
             log_bytes: Gauge::default(),
             reload_failures: Counter::default(),
+            refused: Gauge::default(),
         };
         this.register();
         this
@@ -126,12 +132,16 @@ impl Metrics {
         r.register("workers", "Workers by phase", self.workers.clone());
         let help = "Ready workers as a share of fixed_size";
         r.register("availability_ratio", help, self.availability.clone());
+        let help = "Workers that are in their phase for longer than they should be";
+        r.register("workers_overdue", help, self.overdue.clone());
         r.register("leases_open", "Open leases", self.leased.clone());
         r.register("queue_length", "Requests that wait for workers", self.waiting.clone());
         let help = "For how long the first request has waited";
         r.register("queue_oldest_wait_seconds", help, self.oldest.clone());
         let help = "From a request for workers to its leases, waiting included";
-        r.register("lease_wait_seconds", help, self.granted.clone());
+        r.register("lease_latency_seconds", help, self.granted.clone());
+        let help = "Waiting in the line alone, of those requests that had to";
+        r.register("queue_wait_seconds", help, self.queued.clone());
         r.register("leases_ended", "Leases by how they ended", self.ended.clone());
         let help = "Attempts to create a worker";
         r.register("provisioning_attempts", help, self.provisioning_attempts.clone());
@@ -151,6 +161,8 @@ impl Metrics {
         r.register("state_log_bytes", "Size of the write-ahead log", self.log_bytes.clone());
         let help = "Config files that were changed and refused";
         r.register("config_reload_failures", help, self.reload_failures.clone());
+        let help = "1 while the server does not do as its files say";
+        r.register("config_refused", help, self.refused.clone());
     }
 
     /// Writes everything, with the pools as they are now.
@@ -158,11 +170,12 @@ impl Metrics {
         &self,
         summaries: &[PoolSummary],
         waiting: impl Fn(&PoolId) -> Waiting,
-        log_bytes: u64,
+        (log_bytes, refused): (u64, bool),
     ) -> String {
         // A pool that is gone is not told of any more.
         self.workers.clear();
         self.availability.clear();
+        self.overdue.clear();
         self.leased.clear();
         self.waiting.clear();
         self.oldest.clear();
@@ -175,12 +188,14 @@ impl Metrics {
             }
             let label = OfPool { pool };
             self.availability.get_or_create(&label).set(summary.availability());
+            self.overdue.get_or_create(&label).set(i64::from(summary.overdue));
             self.leased.get_or_create(&label).set(i64::from(summary.leased));
             let waits = waiting(&summary.pool);
             let requests = i64::try_from(waits.requests).unwrap_or(i64::MAX);
             self.waiting.get_or_create(&label).set(requests);
             self.oldest.get_or_create(&label).set(waits.oldest.as_secs_f64());
         }
+        self.refused.set(i64::from(refused));
         self.log_bytes.set(i64::try_from(log_bytes).unwrap_or(i64::MAX));
         let mut text = String::new();
         // Writing to a string does not fail.
@@ -212,6 +227,11 @@ impl Watcher for Metrics {
     fn granted(&self, pool: &PoolId, waited: Duration) {
         let label = OfPool { pool: pool.to_string() };
         self.granted.get_or_create(&label).observe(waited.as_secs_f64());
+    }
+
+    fn queued(&self, pool: &PoolId, waited: Duration) {
+        let label = OfPool { pool: pool.to_string() };
+        self.queued.get_or_create(&label).observe(waited.as_secs_f64());
     }
 
     fn ended(&self, ended: &Ended) {

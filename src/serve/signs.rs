@@ -51,7 +51,9 @@ pub(super) async fn ready(
 pub(super) async fn metrics(State(served): State<Arc<Served>>) -> Result<Response, Problem> {
     let summaries = served.keeper.store().summaries().await?;
     let waiting = |pool: &PoolId| served.keeper.desk().waiting(pool);
-    let text = served.metrics.encode(&summaries, waiting, served.keeper.store().log_size());
+    let refused = served.keeper.config_error().is_some();
+    let others = (served.keeper.store().log_size(), refused);
+    let text = served.metrics.encode(&summaries, waiting, others);
     // The type that prometheus-client writes (prometheus.io/docs/specs/om/open_metrics_spec).
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())

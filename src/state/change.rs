@@ -186,7 +186,8 @@ impl Change<'_> {
         if !row.phase.may_become(to) {
             return self.conflict(key, &format!("it is {} and cannot become {to}", row.phase));
         }
-        let deadline = deadline.and_then(|timeout| self.now.checked_add(timeout).ok()).map(to_ms);
+        let limit = deadline.or(to.patience());
+        let deadline = limit.and_then(|limit| self.now.checked_add(limit).ok()).map(to_ms);
         self.execute(
             "UPDATE worker SET phase = ?2, phase_since = ?3, phase_deadline = ?4 WHERE id = ?1",
             (row.id, to.as_str(), to_ms(self.now), deadline),

@@ -16,6 +16,7 @@ use super::error::StateError;
 use super::event::{self, NewEvent};
 use super::load::{from_ms, to_ms};
 use super::lock::{self, PoolLock};
+use super::moves::{self, Move};
 use super::watch::{WATCHED, Watched, watched};
 use super::writer::JobError;
 use crate::config::RecycleConfig;
@@ -329,22 +330,16 @@ fn move_row(
     if !from.contains(&phase) || !phase.may_become(to) {
         return Ok(false);
     }
-    connection
-        .prepare_cached(
-            "UPDATE worker SET phase = ?2, phase_since = ?3, phase_deadline = NULL WHERE id = ?1",
-        )?
-        .execute((row, to.as_str(), to_ms(now)))?;
-    event::write(
-        connection,
-        &NewEvent {
-            at: now,
-            pool: &pool,
-            worker: Some((Slot(slot), Generation(generation))),
-            kind: "phase",
-            who,
-            why,
-            phases: (Some(phase), Some(to)),
-        },
-    )?;
+    let step = Move {
+        row,
+        pool: &pool,
+        worker: (Slot(slot), Generation(generation)),
+        phases: (phase, to),
+        deadline: None,
+        kind: "phase",
+        who,
+        why,
+    };
+    moves::carry_out(connection, &step, now)?;
     Ok(true)
 }

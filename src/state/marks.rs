@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rusqlite::OptionalExtension as _;
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _};
 
 use super::Store;
 use super::error::StateError;
 use super::event::{self, Event, NewEvent};
 use super::load::{from_ms, to_ms};
+use super::moves::{self, Move};
 use super::offers::Offers;
 use super::writer::JobError;
 use crate::config::StaticPoolConfig;
@@ -58,6 +60,8 @@ pub struct PoolSummary {
     pub leased_ready: u32,
     /// How many could be leased, freshness apart.
     pub free: u32,
+    /// How many are in their phase for longer than they should be.
+    pub overdue: u32,
 }
 
 impl PoolSummary {
@@ -86,65 +90,21 @@ impl Store {
         let (name, now, who) = (name.clone(), self.now(), who.to_owned());
         self.writer
             .run(move |connection| {
-                let key = (name.pool.as_str(), name.slot.0, name.generation.0);
-                let sql =
-                    "SELECT phase FROM worker WHERE pool = ?1 AND slot = ?2 AND generation = ?3
-                           AND phase <> 'deleted'";
-                let phase: Option<String> =
-                    connection.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?;
-                let Some(phase) = phase else { return Ok(false) };
-                let phase: Phase =
-                    phase.parse().map_err(|error| StateError::Conflict(format!("{error}")))?;
-                let refuse = |what: &str| {
-                    JobError::from(StateError::Conflict(format!(
-                        "worker {name} is {phase}: {what}"
-                    )))
-                };
-                if phase == Phase::Deleting && mark == Mark::Uncordon {
-                    return Err(refuse("it is on its way out and cannot be uncordoned"));
-                }
-                let to = match mark {
-                    Mark::Quarantine if phase == Phase::Quarantined => None,
-                    Mark::Quarantine if phase.may_become(Phase::Quarantined) => {
-                        Some(Phase::Quarantined)
-                    }
-                    Mark::Quarantine => return Err(refuse("it cannot be quarantined now")),
-                    Mark::Uncordon if phase == Phase::Quarantined => Some(Phase::Verifying),
-                    Mark::Cordon | Mark::Uncordon | Mark::Drain => None,
-                };
+                let Some(found) = find(connection, &name)? else { return Ok(false) };
+                let to = leads(&name, found.phase, mark)?;
                 let (cordoned, draining) = match mark {
                     Mark::Cordon | Mark::Quarantine => (1, None),
                     Mark::Drain => (1, Some(1)),
                     Mark::Uncordon => (0, Some(0)),
                 };
-                let (pool, slot, generation) = key;
                 connection
                     .prepare_cached(
-                        "UPDATE worker SET cordoned = ?4, draining = coalesce(?5, draining)
-                         WHERE pool = ?1 AND slot = ?2 AND generation = ?3",
+                        "UPDATE worker SET cordoned = ?2, draining = coalesce(?3, draining),
+                             blames = CASE WHEN ?4 THEN 0 ELSE blames END
+                         WHERE id = ?1",
                     )?
-                    .execute((pool, slot, generation, cordoned, draining))?;
-                if let Some(to) = to {
-                    connection
-                        .prepare_cached(
-                            "UPDATE worker SET phase = ?4, phase_since = ?5, phase_deadline = NULL,
-                                 blames = 0
-                             WHERE pool = ?1 AND slot = ?2 AND generation = ?3",
-                        )?
-                        .execute((pool, slot, generation, to.as_str(), to_ms(now)))?;
-                }
-                event::write(
-                    connection,
-                    &NewEvent {
-                        at: now,
-                        pool,
-                        worker: Some((name.slot, name.generation)),
-                        kind: mark.as_str(),
-                        who: &who,
-                        why: "asked for",
-                        phases: (to.map(|_| phase), to),
-                    },
-                )?;
+                    .execute((found.row, cordoned, draining, to.is_some()))?;
+                found.tell(connection, &name, to, (mark.as_str(), &who), now)?;
                 Ok(true)
             })
             .await
@@ -159,46 +119,23 @@ impl Store {
         let (name, now, who) = (name.clone(), self.now(), who.to_owned());
         self.writer
             .run(move |connection| {
-                let key = (name.pool.as_str(), name.slot.0, name.generation.0);
-                let sql = "SELECT phase, lease IS NOT NULL FROM worker
-                           WHERE pool = ?1 AND slot = ?2 AND generation = ?3 AND phase <> 'deleted'";
-                let found: Option<(String, bool)> = connection
-                    .prepare_cached(sql)?
-                    .query_row(key, |row| Ok((row.get(0)?, row.get(1)?)))
-                    .optional()?;
-                let Some((phase, leased)) = found else { return Ok(false) };
-                let phase: Phase =
-                    phase.parse().map_err(|error| StateError::Conflict(format!("{error}")))?;
-                if phase == Phase::Deleting {
+                let Some(found) = find(connection, &name)? else { return Ok(false) };
+                if found.phase == Phase::Deleting {
                     return Ok(true);
                 }
                 // What a run is bringing is that run's.
                 let settled = [Phase::Ready, Phase::Unhealthy, Phase::Quarantined, Phase::Lost];
-                if !settled.contains(&phase) {
-                    let what = format!("worker {name} is {phase} and cannot be replaced now");
-                    return Err(StateError::Conflict(what).into());
+                if !settled.contains(&found.phase) {
+                    return refuse(&name, found.phase, "it cannot be replaced now");
                 }
-                let to = if leased { phase } else { Phase::Deleting };
-                let (pool, slot, generation) = key;
                 connection
                     .prepare_cached(
-                        "UPDATE worker SET retired = 'requested', cordoned = 1, draining = 1,
-                             phase = ?4, phase_since = CASE phase WHEN ?4 THEN phase_since ELSE ?5 END
-                         WHERE pool = ?1 AND slot = ?2 AND generation = ?3",
+                        "UPDATE worker SET retired = 'requested', cordoned = 1, draining = 1
+                         WHERE id = ?1",
                     )?
-                    .execute((pool, slot, generation, to.as_str(), to_ms(now)))?;
-                event::write(
-                    connection,
-                    &NewEvent {
-                        at: now,
-                        pool,
-                        worker: Some((name.slot, name.generation)),
-                        kind: "replace",
-                        who: &who,
-                        why: "asked for",
-                        phases: (Some(phase).filter(|from| *from != to), Some(to).filter(|_| phase != to)),
-                    },
-                )?;
+                    .execute([found.row])?;
+                let to = (!found.leased).then_some(Phase::Deleting);
+                found.tell(connection, &name, to, ("replace", &who), now)?;
                 Ok(true)
             })
             .await
@@ -206,8 +143,8 @@ impl Store {
 
     /// Returns what every pool comes to that is not gone, by name.
     pub async fn summaries(&self) -> Result<Vec<PoolSummary>, StateError> {
-        let offers = Arc::clone(&self.offers);
-        self.read(move |connection| summaries(connection, &offers)).await
+        let (offers, now) = (Arc::clone(&self.offers), self.now());
+        self.read(move |connection| summaries(connection, &offers, now)).await
     }
 
     /// Returns the events after `after`, at most so many.
@@ -225,9 +162,72 @@ impl Store {
     }
 }
 
+/// A worker that somebody decides about.
+struct Found {
+    row: i64,
+    phase: Phase,
+    leased: bool,
+}
+
+fn find(connection: &Connection, name: &WorkerName) -> Result<Option<Found>, JobError> {
+    let sql = "SELECT id, phase, lease IS NOT NULL FROM worker
+               WHERE pool = ?1 AND slot = ?2 AND generation = ?3 AND phase <> 'deleted'";
+    let key = (name.pool.as_str(), name.slot.0, name.generation.0);
+    let found: Option<(i64, String, bool)> = connection
+        .prepare_cached(sql)?
+        .query_row(key, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let Some((row, phase, leased)) = found else { return Ok(None) };
+    let phase = phase.parse().map_err(|error| StateError::Conflict(format!("{error}")))?;
+    Ok(Some(Found { row, phase, leased }))
+}
+
+impl Found {
+    /// Moves it, where it moves, and writes the event of the decision.
+    fn tell(
+        &self,
+        connection: &Connection,
+        name: &WorkerName,
+        to: Option<Phase>,
+        (kind, who): (&str, &str),
+        now: Timestamp,
+    ) -> Result<(), JobError> {
+        let (pool, worker, why) = (name.pool.as_str(), (name.slot, name.generation), "asked for");
+        let Some(to) = to else {
+            let (at, worker, phases) = (now, Some(worker), (None, None));
+            return event::write(
+                connection,
+                &NewEvent { at, pool, worker, kind, who, why, phases },
+            );
+        };
+        let (row, phases, deadline) = (self.row, (self.phase, to), None);
+        let step = Move { row, pool, worker, phases, deadline, kind, who, why };
+        moves::carry_out(connection, &step, now)
+    }
+}
+
+/// Says where a mark leads a worker, where it leads anywhere.
+fn leads(name: &WorkerName, phase: Phase, mark: Mark) -> Result<Option<Phase>, JobError> {
+    match mark {
+        Mark::Uncordon if phase == Phase::Deleting => {
+            refuse(name, phase, "it is on its way out and cannot be uncordoned")
+        }
+        Mark::Uncordon if phase == Phase::Quarantined => Ok(Some(Phase::Verifying)),
+        Mark::Quarantine if phase == Phase::Quarantined => Ok(None),
+        Mark::Quarantine if phase.may_become(Phase::Quarantined) => Ok(Some(Phase::Quarantined)),
+        Mark::Quarantine => refuse(name, phase, "it cannot be quarantined now"),
+        Mark::Cordon | Mark::Uncordon | Mark::Drain => Ok(None),
+    }
+}
+
+fn refuse<T>(name: &WorkerName, phase: Phase, what: &str) -> Result<T, JobError> {
+    Err(StateError::Conflict(format!("worker {name} is {phase}: {what}")).into())
+}
+
 fn summaries(
-    connection: &rusqlite::Connection,
+    connection: &Connection,
     offers: &Offers,
+    now: Timestamp,
 ) -> Result<Vec<PoolSummary>, JobError> {
     let sql = "SELECT id, serial, changes, applied_at, origin FROM pool
                WHERE config IS NOT NULL OR live > 0 ORDER BY id";
@@ -249,13 +249,15 @@ fn summaries(
             leased: 0,
             leased_ready: 0,
             free: 0,
+            overdue: 0,
         });
     }
     let sql = "SELECT pool, phase, count(*), count(lease),
-                   sum(phase = 'ready' AND cordoned = 0 AND suspect = 0 AND lease IS NULL)
+                   sum(phase = 'ready' AND cordoned = 0 AND suspect = 0 AND lease IS NULL),
+                   sum(coalesce(phase_deadline < ?1, 0))
                FROM worker WHERE phase <> 'deleted' GROUP BY pool, phase";
     let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query([])?;
+    let mut rows = statement.query([to_ms(now)])?;
     while let Some(row) = rows.next()? {
         let pool: String = row.get(0)?;
         let phase: String = row.get(1)?;
@@ -269,6 +271,7 @@ fn summaries(
                 summary.leased_ready += leased;
             }
             summary.free += row.get::<_, u32>(4)?;
+            summary.overdue += row.get::<_, u32>(5)?;
         }
     }
     Ok(summaries)

@@ -35,6 +35,7 @@ mod lifecycle;
 mod load;
 mod lock;
 mod marks;
+mod moves;
 mod offers;
 mod open;
 mod reader;

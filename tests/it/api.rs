@@ -13,6 +13,7 @@ use pool::pool::{Keeper, Mode, Providers};
 use pool::serve::metrics::Metrics;
 use pool::serve::{Served, router};
 use pool::state::Store;
+use pool_provider::SharedProvider;
 use pool_sim::Settings;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -49,6 +50,16 @@ impl Api {
     }
 
     pub(crate) async fn with(yaml: &str, settings: Settings) -> Self {
+        Self::build(yaml, settings, None).await
+    }
+
+    /// Serves pools of two providers; the second one is the same cloud, with these settings once all is
+    /// applied.
+    pub(crate) async fn with_other(yaml: &str, name: &str, other: Settings) -> Self {
+        Self::build(yaml, Settings::default(), Some((name, other))).await
+    }
+
+    async fn build(yaml: &str, settings: Settings, other: Option<(&str, Settings)>) -> Self {
         let ahead: Arc<AtomicI64> = Arc::default();
         let shift = Arc::clone(&ahead);
         let system = Clock::system();
@@ -57,10 +68,14 @@ impl Api {
             system.now() + ahead
         });
         let world = World::told_by(settings, clock.clone());
-        world.converge(yaml).await;
+        world.converge_with(yaml, other.as_ref().map(|(name, _)| *name)).await;
         let mut reconciler = world.start_with(world.provider(), Box::new(GoodCommits));
         let store = reconciler.store.clone().with_reader().unwrap();
         reconciler.store = store.clone();
+        if let Some((name, settings)) = other {
+            let provider = SharedProvider::new(world.provider_with(settings));
+            reconciler.providers.insert(name.to_owned(), provider);
+        }
         let providers = Providers::given(reconciler.providers.clone());
         let metrics: Arc<Metrics> = Arc::default();
         let watcher = Arc::clone(&metrics);
@@ -383,11 +398,14 @@ async fn signs_of_life_and_measures_are_there() {
         "pool_workers{pool=\"ci\",phase=\"ready\"} 3",
         "pool_availability_ratio{pool=\"ci\"} 1.0",
         "pool_leases_open{pool=\"ci\"} 1",
-        "pool_lease_wait_seconds_count{pool=\"ci\"} 1",
+        "pool_lease_latency_seconds_count{pool=\"ci\"} 1",
         "pool_queue_length{pool=\"ci\"} 0",
+        "pool_workers_overdue{pool=\"ci\"} 0",
+        "pool_config_refused 0",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
+    assert!(!text.contains("pool_queue_wait_seconds_count"), "nobody stood in line:\n{text}");
     let pool = api.get("/v1/pools/ci").await.body;
     assert_eq!(
         (&pool["leased"], &pool["free"], &pool["availability"]),

@@ -320,3 +320,42 @@ async fn a_clock_that_is_set_back_keeps_nobody_from_a_worker() {
     let at = |field: &str| lease[field].as_str().unwrap().parse::<Timestamp>().unwrap();
     assert!(at("verified_at") <= at("granted_at"), "it was probed on the clock as it is now");
 }
+
+#[tokio::test]
+async fn what_was_granted_and_never_answered_is_taken_back_before_the_server_ends() {
+    let api = Api::new(POOL).await;
+    let desk = api.keeper.desk();
+    let ask = Ask::of_pool("ci".parse().unwrap(), "me");
+    let given = desk.acquire(ask, Duration::ZERO).await.unwrap();
+    api.keeper.close();
+    drop(given);
+    desk.taken_back().await;
+    assert_eq!(api.get("/v1/leases").await.body["leases"], json!([]));
+}
+
+#[tokio::test]
+async fn who_stood_in_line_is_measured_and_so_is_a_worker_that_nobody_looks_after() {
+    use pool::state::Health;
+    let api = Api::new(&POOL.replace("fixed_size: 3", "fixed_size: 2")).await;
+    let (first, second) = (api.lease().await, api.lease().await);
+    let path = format!("/v1/leases/{}", id(&first));
+    let (waited, _) = tokio::join!(api.acquire(json!({ "wait": "60s" })), async {
+        while api.keeper.desk().waiting(&"ci".parse().unwrap()).requests == 0 {
+            tokio::task::yield_now().await;
+        }
+        api.delete(&path).await
+    });
+    assert_eq!(waited.status, 201, "{}", waited.body);
+    let metrics = async || api.get("/metrics").await.body.as_str().unwrap().to_owned();
+    let text = metrics().await;
+    assert!(text.contains("pool_queue_wait_seconds_count{pool=\"ci\"} 1"), "{text}");
+    // Nothing replaces it while a job has it; somebody should look.
+    let name = second["worker"]["name"].as_str().unwrap().parse().unwrap();
+    let row = api.store.row_of(&name).await.unwrap().unwrap();
+    let probed = api.store.watched(row).await.unwrap().unwrap();
+    assert_eq!(api.store.record_health(&probed, Health::Unhealthy, "x".into()).await, Ok(true));
+    assert!(metrics().await.contains("pool_workers_overdue{pool=\"ci\"} 0"));
+    api.advance(Duration::from_secs(601));
+    let text = metrics().await;
+    assert!(text.contains("pool_workers_overdue{pool=\"ci\"} 1"), "{text}");
+}

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pool::state::EventFilter;
+use pool_sim::{Call, CallFaults, Settings};
 use serde_json::{Value, json};
 
 use crate::api::{Api, POOL, id};
@@ -215,6 +216,28 @@ async fn a_slot_that_breaks_again_waits_and_the_wait_outlives_the_server() {
     api.advance(Duration::from_secs(11));
     api.keeper.look_again();
     api.until("it is replaced after its back-off", |w| is(w, "ci-0-3", "ready")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_cannot_be_listed_keeps_no_other_pool_from_being_healed() {
+    let other = POOL.replace("pool_id: ci", "pool_id: other").replace("vm", "process");
+    let yaml = format!("{POOL}---\n{}", other.replace("provider: sim", "provider: local"));
+    // Both are simulated; what the second one stands for can be listed until the server starts.
+    let deaf = CallFaults { fail_before: 1.0, ..CallFaults::default() };
+    let deaf = Settings { faults: [(Call::List, deaf)].into(), ..Settings::default() };
+    let api = Api::with_other(&yaml, "local", deaf).await;
+    api.keeper.begin();
+    let of = |name: &str| {
+        let mut workers = api.world.cloud.workers().into_iter();
+        let found = workers.find(|worker| worker.observed.name.to_string() == name);
+        found.unwrap().observed.provider_id
+    };
+    api.world.cloud.kill(&of("ci-0-1")).unwrap();
+    api.until("it is replaced", |workers| is(workers, "ci-0-2", "ready")).await;
+    let told = api.get("/v1/pools/other").await.body["last_reconcile"]["error"].clone();
+    assert!(told.as_str().unwrap().contains("the provider local: listing its workers"), "{told}");
+    let told = api.get("/v1/pools/ci").await.body["last_reconcile"].clone();
+    assert_eq!(told["error"], Value::Null, "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

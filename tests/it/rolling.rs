@@ -249,6 +249,7 @@ fn files_that_change_are_applied_and_a_lease_lives_through_it() {
     assert!(verbose["config_error"].as_str().unwrap().contains("web.yaml:4:13"), "{verbose}");
     let metrics = server.get("/metrics").as_str().unwrap().to_owned();
     assert!(metrics.contains("pool_config_reload_failures_total 1"), "{metrics}");
+    assert!(metrics.contains("pool_config_refused 1"), "{metrics}");
     assert!(
         metrics.contains("pool_provider_calls_total{provider=\"local\",call=\"create\"} 5"),
         "{metrics}"

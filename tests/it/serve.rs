@@ -324,6 +324,43 @@ fn signals_reach_the_command_and_the_lease_is_released() {
 }
 
 #[test]
+fn what_a_command_started_ends_with_it_and_a_signal_while_waiting_is_told_as_one() {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 1"));
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let url = server.url();
+    let run = |script: &str| {
+        let words = ["lease", "run", "--server", &url, "--pool", "web", "--", "sh", "-c", script];
+        sandbox
+            .command(&words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let terminate = |child: &Child| {
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    };
+    let mut first = run("sleep 1000 & echo $!; wait; sleep 1000");
+    let mut grandchild = String::new();
+    BufReader::new(first.stdout.take().unwrap()).read_line(&mut grandchild).unwrap();
+    let grandchild = format!("/proc/{}/stat", grandchild.trim());
+    let mut second = run("true");
+    let queue = || server.get("/v1/pools/web")["queue"]["length"].clone();
+    wait_until("it waits in line", || queue() == 1);
+    terminate(&second);
+    assert_eq!(second.wait().unwrap().code(), Some(143), "as a shell would say");
+    terminate(&first);
+    assert_eq!(first.wait().unwrap().code(), Some(143));
+    let runs = || std::fs::read_to_string(&grandchild).is_ok_and(|stat| !stat.contains(") Z "));
+    wait_until("what it started is gone", || !runs());
+    assert_eq!(server.get("/v1/leases")["leases"], json!([]));
+}
+
+#[test]
 fn a_command_whose_lease_is_lost_is_ended() {
     let sandbox = applied();
     let server = Server::start(&sandbox, &[]);

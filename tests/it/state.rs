@@ -125,6 +125,11 @@ fn a_read_only_state_is_refused_before_any_call() {
     let told = ran.stderr.contains("read-only") || ran.stderr.contains("cannot open the state");
     assert!(told, "{ran:?}");
     assert_eq!(calls(&sandbox), before);
+    // A server that could grant nothing does not pretend to be one.
+    let ran = sandbox.shell(&script.replace("apply ci.yaml --auto-approve", "serve --listen :0"));
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let told = ran.stderr.contains("read-only") || ran.stderr.contains("cannot open the state");
+    assert!(told, "{ran:?}");
 }
 
 #[test]

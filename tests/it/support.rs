@@ -195,6 +195,16 @@ impl World {
         }
     }
 
+    /// The same where pools have another provider beside `sim`: the same cloud under another name.
+    pub(crate) async fn converge_with(&self, yaml: &str, other: Option<&str>) {
+        let Some(other) = other else { return self.converge(yaml).await };
+        let mut reconciler = self.start_with(self.provider(), Box::new(GoodCommits));
+        let provider = SharedProvider::new(self.provider());
+        reconciler.providers.insert(other.to_owned(), provider);
+        let outcomes = apply(&reconciler, yaml).await.unwrap();
+        assert!(outcomes.iter().all(PoolOutcome::is_complete), "{outcomes:?}");
+    }
+
     /// Applies these files in a cloud that may fail; returns whether all went well.
     pub(crate) async fn try_to_converge(&self, yaml: &str) -> bool {
         let ended = self.apply(yaml, &Switch::never()).await;
@@ -213,9 +223,14 @@ impl World {
 
     /// Returns a handle on the cloud.
     pub(crate) fn provider(&self) -> SimProvider {
+        self.provider_with(self.settings.clone())
+    }
+
+    /// Returns a handle on the cloud that behaves otherwise.
+    pub(crate) fn provider_with(&self, settings: Settings) -> SimProvider {
         let clock = self.clock.clone();
         let now_ms = move || clock.now().as_millisecond();
-        SimProvider::new(self.cloud.clone(), self.settings.clone(), now_ms)
+        SimProvider::new(self.cloud.clone(), settings, now_ms)
     }
 
     /// Starts a process with a provider and commits of its own.
@@ -240,6 +255,7 @@ impl World {
             clock: self.clock.clone(),
             parallelism: 100,
             leased: pool::apply::Leased::Leave,
+            unseen: pool::pool::Unseen::new(),
         }
     }
 

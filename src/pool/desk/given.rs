@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::MOST_WAITING;
 use crate::config::HumanDuration;
@@ -59,7 +59,16 @@ pub struct Given {
     pub replay: bool,
     /// How long it waited.
     pub waited: Duration,
-    pub(super) back: Option<mpsc::UnboundedSender<LeaseId>>,
+    pub(super) back: Option<mpsc::UnboundedSender<Abandoned>>,
+}
+
+/// What the desk takes back.
+#[derive(Debug)]
+pub(super) enum Abandoned {
+    /// One lease.
+    Lease(LeaseId),
+    /// Nothing; it is told when everything before is taken back.
+    All(oneshot::Sender<()>),
 }
 
 impl Given {
@@ -80,7 +89,7 @@ impl Drop for Given {
         if let Some(back) = &self.back {
             for lease in &self.leases {
                 // A desk that is gone leaves them to expire.
-                let _expires = back.send(lease.id).is_err();
+                let _expires = back.send(Abandoned::Lease(lease.id)).is_err();
             }
         }
     }

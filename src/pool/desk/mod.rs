@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
+use self::given::Abandoned;
 pub use self::given::{AcquireError, Given};
 
 use super::vitals::Prober;
@@ -71,7 +72,7 @@ pub struct Desk {
     prober: Prober,
     line: Mutex<Line<Waiter>>,
     wake: Notify,
-    back: mpsc::UnboundedSender<LeaseId>,
+    back: mpsc::UnboundedSender<Abandoned>,
     turnover: Mutex<VecDeque<Stopwatch>>,
     watcher: Arc<dyn Watcher>,
     /// Told whenever a worker has to be looked after: it goes, or is to be cleaned.
@@ -148,6 +149,15 @@ impl Desk {
         }
     }
 
+    /// Returns once everything that was granted to those who hung up is taken back.
+    pub async fn taken_back(&self) {
+        let (told, all) = oneshot::channel();
+        if self.back.send(Abandoned::All(told)).is_ok() {
+            // The task ends with the desk, and this is the desk.
+            let _all = all.await.is_ok();
+        }
+    }
+
     /// Has the line looked at: a worker may be free.
     pub fn glance(&self) {
         if !self.line().is_empty() {
@@ -204,9 +214,14 @@ impl Desk {
             InLine { desk: self, place }
         };
         self.wake.notify_one();
+        let queued = Stopwatch::start();
         let left = patience.saturating_sub(since.elapsed());
         match timeout(left, answered).await {
-            Ok(Ok(Ok(given))) => Ok(self.note(given, since)),
+            Ok(Ok(Ok(given))) => {
+                let pools = given.leases.iter().map(|lease| &lease.name.pool);
+                pools.for_each(|pool| self.watcher.queued(pool, queued.elapsed()));
+                Ok(self.note(given, since))
+            }
             Ok(Ok(Err(error))) => Err(error),
             Ok(Err(_)) => Err(AcquireError::Closing),
             Err(_) => Err(self.none_free()),

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
+use super::given::Abandoned;
 use super::{Desk, GLANCE};
 use crate::clock::Stopwatch;
+use crate::lease::Ending;
 use crate::lease::terms::Respite;
-use crate::lease::{Ending, LeaseId};
 
 /// How often leases are looked at whose time may be over.
 const EXPIRY_TICK: Duration = Duration::from_millis(500);
@@ -35,9 +36,16 @@ pub(super) async fn serve_line(desk: Weak<Desk>) {
 }
 
 /// Takes back what was granted to those who hung up.
-pub(super) async fn take_back(desk: Weak<Desk>, mut abandoned: mpsc::UnboundedReceiver<LeaseId>) {
-    while let Some(id) = abandoned.recv().await {
+pub(super) async fn take_back(desk: Weak<Desk>, mut abandoned: mpsc::UnboundedReceiver<Abandoned>) {
+    while let Some(next) = abandoned.recv().await {
         let Some(open) = desk.upgrade() else { return };
+        let id = match next {
+            Abandoned::Lease(id) => id,
+            Abandoned::All(told) => {
+                let _nobody_waits = told.send(()).is_err();
+                continue;
+            }
+        };
         // What cannot be written now expires by itself.
         let _expires = open.end(id, Ending::Abandoned).await.is_err();
     }

@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Keeper, Looked, Mode};
 use crate::apply::{ApplyEvent, ApplyEventKind, Observer, PoolOutcome};
+use crate::clock::Stopwatch;
 use crate::config::LoadedPool;
 use crate::desired::DesiredPool;
 use crate::plan::remedy::{Remedy, remedy};
@@ -24,6 +25,9 @@ use crate::worker::{Address, PoolId};
 const LOOK: Duration = Duration::from_secs(30);
 /// How long at least between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How many times as long as a look took nothing is looked at after it.
+const REST: u32 = 3;
+const LONGEST_REST: Duration = Duration::from_secs(2);
 /// How often what is old is forgotten.
 const FORGET: Duration = Duration::from_secs(60);
 /// How many provider calls may be under way in all pools together.
@@ -39,13 +43,16 @@ const KEEP: Retention = Retention {
 pub(super) async fn heal(keeper: Keeper) {
     let chores = keeper.desk.chores();
     loop {
+        let since = Stopwatch::start();
         let again = look(&keeper).await;
-        let pause = again.unwrap_or(LOOK).clamp(PAUSE, LOOK);
+        // A look at a large state takes its time: most of it is left to others, whoever calls.
+        let rest = PAUSE.max(since.elapsed() * REST).min(LONGEST_REST);
+        let pause = again.unwrap_or(LOOK).clamp(rest, LOOK);
         tokio::select! {
             () = keeper.closed() => return,
             _ = timeout(pause, chores.notified()) => {}
         }
-        sleep(PAUSE).await;
+        sleep(rest).await;
     }
 }
 
@@ -140,7 +147,13 @@ async fn plan(keeper: &Keeper) -> Result<Plan, PoolError> {
         return Ok(planned.plan);
     }
     let options = PlanOptions { targets, allow_empty: true, ..PlanOptions::default() };
-    Ok(reconciler.plan(&desired, &options, true).await?.plan)
+    let (planned, unseen, blind) = reconciler.plan_what_is_seen(&desired, &options).await?;
+    keeper.set_unseen(unseen);
+    for (pool, why) in blind {
+        tracing::warn!(%pool, why, "a pool cannot be looked at");
+        keeper.note(&pool, Some(why));
+    }
+    Ok(planned.plan)
 }
 
 /// What was applied is what is desired.
@@ -310,6 +323,22 @@ impl Keeper {
         let looked = Looked { at: self.clock.now(), error };
         let mut all = self.looked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         all.insert(pool.clone(), looked);
+    }
+
+    /// Returns the providers that could not be listed a moment ago, and why: nobody waits for them again so
+    /// soon.
+    pub(super) fn unseen(&self) -> BTreeMap<String, String> {
+        let all = self.unseen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let recent = all.iter().filter(|(_, (since, _))| since.elapsed() < LOOK);
+        recent.map(|(name, (_, why))| (name.clone(), why.clone())).collect()
+    }
+
+    fn set_unseen(&self, unseen: BTreeMap<String, String>) {
+        let mut all = self.unseen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.retain(|name, (since, _)| unseen.contains_key(name) && since.elapsed() < LOOK);
+        for (name, why) in unseen {
+            all.entry(name).or_insert_with(|| (Stopwatch::start(), why));
+        }
     }
 
     /// A look at all pools failed; those that were looked at before keep that, with the error.

@@ -90,6 +90,8 @@ pub struct Keeper {
     looked: Arc<Mutex<BTreeMap<PoolId, Looked>>>,
     /// Pools in which too much is broken for anything to be replaced.
     stopped: Arc<Mutex<BTreeSet<PoolId>>>,
+    /// Providers that could not be listed lately: since when that is known, and why.
+    unseen: Arc<Mutex<BTreeMap<String, (Stopwatch, String)>>>,
     /// Pools of which every worker was probed once.
     probed: Arc<Mutex<BTreeSet<PoolId>>>,
     config_error: Arc<Mutex<Option<String>>>,
@@ -127,6 +129,7 @@ impl Keeper {
             mode,
             looked: Arc::default(),
             stopped: Arc::default(),
+            unseen: Arc::default(),
             probed: Arc::default(),
             config_error: Arc::default(),
             recent: Arc::default(),
@@ -235,6 +238,7 @@ impl Keeper {
             parallelism,
             // What is leased is looked at again when the lease ends.
             leased: Leased::Leave,
+            unseen: self.unseen(),
         })
     }
 

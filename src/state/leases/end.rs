@@ -11,6 +11,7 @@ use crate::lease::{After, Ending, LeaseId, Outcome, Retirement, Usage, terms};
 use crate::state::error::StateError;
 use crate::state::event::{self, NewEvent};
 use crate::state::load::{from_ms, to_ms};
+use crate::state::moves::{self, Move};
 use crate::state::offers::{Offer, Offers};
 use crate::state::writer::JobError;
 use crate::worker::{Generation, Phase, PoolId, Slot, WorkerName};
@@ -197,27 +198,13 @@ pub const RECYCLE_ATTEMPTS: u32 = 3;
 fn move_worker(
     connection: &Connection,
     open: &OpenLease,
-    (from, to): (Phase, Phase),
+    phases: (Phase, Phase),
     deadline: Option<Timestamp>,
     why: &str,
     now: Timestamp,
 ) -> Result<(), JobError> {
-    connection
-        .prepare_cached(
-            "UPDATE worker SET phase = ?2, phase_since = ?3, phase_deadline = ?4
-             WHERE id = ?1 AND phase = ?5",
-        )?
-        .execute((open.worker, to.as_str(), to_ms(now), deadline.map(to_ms), from.as_str()))?;
-    event::write(
-        connection,
-        &NewEvent {
-            at: now,
-            pool: &open.pool,
-            worker: Some((Slot(open.slot), Generation(open.generation))),
-            kind: "phase",
-            who: &open.holder,
-            why,
-            phases: (Some(from), Some(to)),
-        },
-    )
+    let (pool, worker) = (&open.pool, (Slot(open.slot), Generation(open.generation)));
+    let who = &open.holder;
+    let step = Move { row: open.worker, pool, worker, phases, deadline, kind: "phase", who, why };
+    moves::carry_out(connection, &step, now)
 }
