@@ -137,44 +137,8 @@ fn paths(generator: &mut SchemaGenerator) -> Value {
 }
 
 fn leases(generator: &mut SchemaGenerator) -> Map<String, Value> {
-    let text = json!({ "type": "string" });
     let lease = answered::<LeaseBody>(generator, "The lease.");
-    let key = json!({
-        "name": "Idempotency-Key", "in": "header",
-        "description": "Makes the request repeatable for 24 hours: the same key and body of the same \
-                        holder are answered with the same leases.",
-        "schema": { "type": "string", "minLength": 1, "maxLength": 256 },
-    });
-    let granted = answered::<LeaseAnswer>(generator, "The leases.");
-    let again = answered::<LeaseAnswer>(generator, "The leases that this key was answered with.");
-    let acquire = operation(
-        "acquireLease",
-        "Lease workers, waiting for them if they are not free",
-        &[("201", granted), ("200", again)],
-        &[
-            "invalid_request",
-            "pool_not_found",
-            "idempotency_conflict",
-            "lease_gone",
-            "body_too_large",
-            "unsatisfiable",
-            "no_capacity",
-            "state_unavailable",
-        ],
-    );
-    let acquire = with(acquire, "parameters", json!([key]));
-    let acquire = with(acquire, "requestBody", body::<LeaseRequest>(generator));
-    let listed = answered::<LeaseList>(generator, "The open leases, oldest first.");
-    let list =
-        operation("listLeases", "List the open leases", &[("200", listed)], &["state_unavailable"]);
-    let list = with(
-        list,
-        "parameters",
-        json!([
-            query("pool", "Of this pool only.", &text),
-            query("holder", "Of this holder only.", &text)
-        ]),
-    );
+    let (acquire, list) = (acquire(generator), list(generator));
     let id = json!([path("id", "The lease.")]);
     let show = operation(
         "getLease",
@@ -213,6 +177,49 @@ fn leases(generator: &mut SchemaGenerator) -> Map<String, Value> {
         ("/v1/leases/{id}".to_owned(), json!({ "parameters": id, "get": show, "delete": release })),
         ("/v1/leases/{id}/renew".to_owned(), json!({ "parameters": id, "post": renew })),
     ])
+}
+
+fn acquire(generator: &mut SchemaGenerator) -> Value {
+    let key = json!({
+        "name": "Idempotency-Key", "in": "header",
+        "description": "Makes the request repeatable for 24 hours: the same key and body of the same \
+                        holder are answered with the same leases.",
+        "schema": { "type": "string", "minLength": 1, "maxLength": 256 },
+    });
+    let granted = answered::<LeaseAnswer>(generator, "The leases.");
+    let again = answered::<LeaseAnswer>(generator, "The leases that this key was answered with.");
+    let acquire = operation(
+        "acquireLease",
+        "Lease workers, waiting for them if they are not free",
+        &[("201", granted), ("200", again)],
+        &[
+            "invalid_request",
+            "pool_not_found",
+            "idempotency_conflict",
+            "lease_gone",
+            "body_too_large",
+            "unsatisfiable",
+            "no_capacity",
+            "state_unavailable",
+        ],
+    );
+    let acquire = with(acquire, "parameters", json!([key]));
+    with(acquire, "requestBody", body::<LeaseRequest>(generator))
+}
+
+fn list(generator: &mut SchemaGenerator) -> Value {
+    let text = json!({ "type": "string" });
+    let listed = answered::<LeaseList>(generator, "The open leases, oldest first.");
+    let list =
+        operation("listLeases", "List the open leases", &[("200", listed)], &["state_unavailable"]);
+    with(
+        list,
+        "parameters",
+        json!([
+            query("pool", "Of this pool only.", &text),
+            query("holder", "Of this holder only.", &text)
+        ]),
+    )
 }
 
 fn pools(generator: &mut SchemaGenerator) -> Map<String, Value> {

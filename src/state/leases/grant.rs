@@ -213,52 +213,28 @@ impl Desk<'_> {
     fn take(&self, ask: &Ask, offer: &Offer, worker: &Taken) -> Result<Lease, JobError> {
         let ttl = terms::ttl(ask.ttl, &offer.config.leases).unwrap_or_else(|most| most);
         let expires_at = terms::expires_at(self.now, ttl);
-        let nonce = (self.nonce)();
-        let metadata = serde_json::to_string(&ask.metadata).unwrap_or_default();
-        let pool = offer.pool.as_str();
-        self.connection
-            .prepare_cached(
-                "INSERT INTO lease (nonce, worker, pool, slot, generation, holder, purpose, metadata,
-                     granted_at, expires_at, verified_at, verified_by, uses)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-            )?
-            .execute((
-                nonce,
-                worker.row,
-                pool,
-                worker.slot,
-                worker.generation,
-                &ask.holder,
-                &ask.purpose,
-                metadata,
-                to_ms(self.now),
-                to_ms(expires_at),
-                to_ms(worker.verified_at),
-                worker.verified_by,
-                worker.uses,
-            ))?;
-        let number = self.connection.last_insert_rowid();
+        let id = self.open(ask, offer, worker, expires_at)?;
+        let (slot, generation) = (Slot(worker.slot), Generation(worker.generation));
+        let name = WorkerName::new(offer.pool.clone(), slot, generation);
         let changed = self
             .connection
             .prepare_cached(
                 "UPDATE worker SET lease = ?2, uses = ?3
                  WHERE id = ?1 AND phase = 'ready' AND cordoned = 0 AND lease IS NULL",
             )?
-            .execute((worker.row, number, worker.uses))?;
-        let (slot, generation) = (Slot(worker.slot), Generation(worker.generation));
-        let name = WorkerName::new(offer.pool.clone(), slot, generation);
+            .execute((worker.row, id.number, worker.uses))?;
         if changed != 1 {
             return Err(StateError::Conflict(format!("worker {name} is not free")).into());
         }
         let why = match &ask.purpose {
-            Some(purpose) => format!("lease {number}-{nonce:08x}: {purpose}"),
-            None => format!("lease {number}-{nonce:08x}"),
+            Some(purpose) => format!("lease {id}: {purpose}"),
+            None => format!("lease {id}"),
         };
         event::write(
             self.connection,
             &NewEvent {
                 at: self.now,
-                pool,
+                pool: offer.pool.as_str(),
                 worker: Some((slot, generation)),
                 kind: "lease_granted",
                 who: &ask.holder,
@@ -267,7 +243,7 @@ impl Desk<'_> {
             },
         )?;
         Ok(Lease {
-            id: LeaseId { number, nonce },
+            id,
             worker: worker.row,
             name,
             holder: ask.holder.clone(),
@@ -284,6 +260,40 @@ impl Desk<'_> {
             addresses: serde_json::from_str(&worker.addresses).unwrap_or_default(),
             attributes: serde_json::from_str(&worker.attributes).unwrap_or_default(),
         })
+    }
+
+    /// Writes the lease's row, whose number is the fence.
+    fn open(
+        &self,
+        ask: &Ask,
+        offer: &Offer,
+        worker: &Taken,
+        expires_at: Timestamp,
+    ) -> Result<LeaseId, JobError> {
+        let nonce = (self.nonce)();
+        let metadata = serde_json::to_string(&ask.metadata).unwrap_or_default();
+        self.connection
+            .prepare_cached(
+                "INSERT INTO lease (nonce, worker, pool, slot, generation, holder, purpose, metadata,
+                     granted_at, expires_at, verified_at, verified_by, uses)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+            )?
+            .execute((
+                nonce,
+                worker.row,
+                offer.pool.as_str(),
+                worker.slot,
+                worker.generation,
+                &ask.holder,
+                &ask.purpose,
+                metadata,
+                to_ms(self.now),
+                to_ms(expires_at),
+                to_ms(worker.verified_at),
+                worker.verified_by,
+                worker.uses,
+            ))?;
+        Ok(LeaseId { number: self.connection.last_insert_rowid(), nonce })
     }
 
     fn remember(&self, ask: &Ask, leases: &[Lease]) -> Result<(), JobError> {
