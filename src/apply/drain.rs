@@ -53,7 +53,6 @@ impl PoolRun<'_> {
 
     /// Notes a step that is not begun; one that waits for a job is told by its name.
     pub(super) async fn skip(&self, step: &Step, outcome: &mut PoolOutcome) {
-        outcome.unfinished.insert(step.slot);
         for old in step.reap.iter().chain(&step.delete).filter(|old| old.leased) {
             let key = WorkerKey { slot: step.slot, generation: old.generation };
             if let Ok(Some(lease)) = self.applier.store.lease_of(self.lock, key).await {

@@ -34,7 +34,7 @@ use crate::clock::Stopwatch;
 use crate::desired::{SecretHashes, Spec};
 use crate::plan::{NewWorkerOrigin, Plan, PoolPlan, RecordedSpec, Step, Summary};
 use crate::state::{PoolLock, StateError, Store};
-use crate::worker::{PoolId, Slot, WorkerName};
+use crate::worker::{PoolId, WorkerName};
 
 /// A spec with its secrets read.
 #[derive(Debug, Clone)]
@@ -87,8 +87,8 @@ pub struct PoolOutcome {
     pub held: Vec<(WorkerName, String)>,
     /// How many steps were not begun.
     pub skipped: u32,
-    /// The slots of all steps that are not done, whatever for.
-    pub unfinished: BTreeSet<Slot>,
+    /// The steps that are not done, whatever for, by their number in the plan.
+    pub unfinished: BTreeSet<usize>,
     /// Why the pool's run ended early, when the state was the reason.
     pub stopped_by: Option<StateError>,
     /// What is not known although every step went well.
@@ -98,20 +98,30 @@ pub struct PoolOutcome {
 impl PoolOutcome {
     /// Returns whether everything that was planned is done.
     pub fn is_complete(&self) -> bool {
-        self.is_well() && self.held.is_empty() && self.skipped == 0
+        self.failures.is_empty()
+            && self.held.is_empty()
+            && self.skipped == 0
+            && self.stopped_by.is_none()
+            && self.unsure.is_none()
     }
 
-    /// Returns whether another round would go on, once a job gave its worker back.
+    /// Returns whether another round could go on, once a job gave its worker back.
     pub fn waits_for_jobs(&self) -> bool {
-        self.is_well() && !self.held.is_empty()
+        !self.held.is_empty() && self.stopped_by.is_none() && self.unsure.is_none()
     }
 
-    fn is_well(&self) -> bool {
-        self.failures.is_empty() && self.stopped_by.is_none() && self.unsure.is_none()
+    /// Adds what became of the same pool in another plan; that one's steps have numbers of their own.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.done = [self.done, other.done].into_iter().sum();
+        self.failures.extend(other.failures);
+        self.held.extend(other.held);
+        self.skipped += other.skipped;
+        self.stopped_by = self.stopped_by.take().or(other.stopped_by);
+        self.unsure = self.unsure.take().or(other.unsure);
     }
 
     /// Nothing was done yet.
-    pub(crate) fn nothing(plan: &PoolPlan) -> Self {
+    fn nothing(plan: &PoolPlan) -> Self {
         Self {
             pool: plan.pool.clone(),
             done: Summary::default(),
@@ -128,7 +138,7 @@ impl PoolOutcome {
     fn none_of(plan: &PoolPlan) -> Self {
         Self {
             skipped: u32::try_from(plan.steps.len()).unwrap_or(u32::MAX),
-            unfinished: plan.steps.iter().map(|step| step.slot).collect(),
+            unfinished: (0..plan.steps.len()).collect(),
             ..Self::nothing(plan)
         }
     }
@@ -279,9 +289,13 @@ impl<'a> PoolRun<'a> {
     async fn waves(&self, outcome: &mut PoolOutcome) {
         let concurrency = self.plan.provisioning.concurrency().max(1) as usize;
         let mut gate_failed = false;
+        let mut first = 0;
         for wave in self.plan.steps.chunk_by(|a, b| a.wave == b.wave) {
             let gates = wave.first().is_some_and(|step| step.gates);
+            let begin = first;
+            first += wave.len();
             if gate_failed && gates {
+                outcome.unfinished.extend(begin..first);
                 for step in wave {
                     self.skip(step, outcome).await;
                 }
@@ -290,13 +304,13 @@ impl<'a> PoolRun<'a> {
             // By number: a stream of references would not be `Send` enough for its callers.
             let mut results = stream::iter(0..wave.len())
                 .map(|number| {
-                    let slot = wave[number].slot;
-                    self.step(&wave[number]).map(move |result| (slot, result)).boxed()
+                    let result = self.step(&wave[number]);
+                    result.map(move |result| (begin + number, result)).boxed()
                 })
                 .buffer_unordered(concurrency);
-            while let Some((slot, result)) = results.next().await {
+            while let Some((number, result)) = results.next().await {
                 if !matches!(result, StepResult::Done(_)) {
-                    outcome.unfinished.insert(slot);
+                    outcome.unfinished.insert(number);
                 }
                 match result {
                     StepResult::Done(part) => {

@@ -287,9 +287,7 @@ fn report(context: &Context, outcomes: &[PoolOutcome], mode: PlanMode, json: boo
         }
     }
     let stopped = outcomes.iter().find_map(|outcome| outcome.stopped_by.clone());
-    if failed == 0
-        && let Some(error) = &stopped
-    {
+    if let Some(error) = stopped.as_ref().filter(|error| !text.contains(&error.to_string())) {
         text.push_str(&format!("{} {error}\n", printer.error_look.removed("error:")));
     }
     if let Some(hint) = stopped.as_ref().and_then(StateError::hint) {

@@ -17,7 +17,8 @@ use crate::apply::Leased;
 use crate::config::{self, LoadedPool, Surroundings};
 use crate::plan::Plan;
 use crate::pool::{
-    Hold, Patience, ProviderSettings, Reconciler, Secrets, Unseen, known_providers, open_providers,
+    Effort, Hold, Patience, ProviderSettings, Reconciler, Secrets, Unseen, known_providers,
+    open_providers,
 };
 use crate::state::{Check, OpenOptions, StateError, Store, WhenMissing};
 use crate::worker::PoolId;
@@ -98,6 +99,7 @@ impl Context {
             parallelism: parallelism as usize,
             leased: Leased::Wait,
             unseen: Unseen::new(),
+            effort: Effort::PATIENT,
         })
     }
 

@@ -104,7 +104,7 @@ async fn hold(
     let mut words = arguments.command.iter();
     let program = words.next().context("there is no command")?;
     let mut command = Command::new(program);
-    // What the command starts ends with it. On a terminal it stays in the foreground's group: it may read
+    // What the command starts gets its signals too. On a terminal it stays in the foreground's group: it may read
     // from there, and gets the terminal's own signals.
     if !signals.from_terminal {
         command.process_group(0);
@@ -134,6 +134,7 @@ async fn hold(
     };
     context.printer.error(&format!("error: the lease {} is lost: {lost}\n", held.id));
     context.printer.error("hint: the command is ended, because another one may have the worker\n");
+    let group = child.id();
     signals.pass_on(&child, Signal::TERM);
     tokio::select! {
         _ = child.wait() => {}
@@ -142,6 +143,8 @@ async fn hold(
             child.wait().await.context("ending the command")?;
         }
     }
+    // What it started and left behind has no right to the worker either.
+    signals.kill_group(group);
     let lost = CliError::usage("the lease was lost while the command ran", "run it again");
     Err(lost)
 }
@@ -246,6 +249,16 @@ impl Signals {
             kill_process_group(pid, signal)
         };
         let _ended_already = sent.is_err();
+    }
+}
+
+impl Signals {
+    /// Ends what is left of the group of a command that has ended.
+    fn kill_group(&self, leader: Option<u32>) {
+        let leader = leader.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(leader) = leader.filter(|_| !self.from_terminal) {
+            let _nothing_left = kill_process_group(leader, Signal::KILL).is_err();
+        }
     }
 }
 

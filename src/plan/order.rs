@@ -391,6 +391,8 @@ fn worth(slot: &SlotInput<'_>) -> u8 {
         Condition::Waiting(_) | Condition::Resendable => 2,
         Condition::Found | Condition::Unverified => 3,
         Condition::Serving if matches!(occupant.fit, Fit::Outdated(_)) => 4,
+        // It was given up already, and gets no new job: another choice would undo that.
+        Condition::Serving if occupant.recorded.standing.drained_by_update => 4,
         Condition::Serving if occupant.recorded.standing.lease.is_none() => 5,
         // A job would have to be waited for.
         Condition::Serving => 6,

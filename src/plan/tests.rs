@@ -1,7 +1,7 @@
 //! Decisions of the planner as tables: what is desired, recorded and observed, and the steps.
 //!
 //! A recorded worker is `slot.generation phase image [gone] [open:create|update|delete] [failure:code]
-//! [as:image] [leased] [retired:why] [until:time]`; it is observed unless it is `gone`, as another image when it is `as:image`. `stray slot.generation image` is observed and not recorded.
+//! [as:image] [leased] [drained] [retired:why] [until:time]`; it is observed unless it is `gone`, as another image when it is `as:image`. `stray slot.generation image` is observed and not recorded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,6 +133,9 @@ fn recorded(line: &str) -> (RecordedWorker, bool) {
                 expires_at: NOW.parse().unwrap(),
             }),
             retired: value("retired:").map(str::to_owned),
+            cordoned: words.contains(&"drained"),
+            draining: words.contains(&"drained"),
+            drained_by_update: words.contains(&"drained"),
             deadline: value("until:").map(|at| at.parse().unwrap()),
             ..Standing::default()
         },
@@ -395,6 +398,15 @@ fn scale_in_takes_failed_then_unready_then_outdated_then_the_highest() {
     assert_eq!(kept(3), [1, 2, 3]);
     assert_eq!(kept(2), [1, 2, 3, 5]);
     assert_eq!(kept(0), [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn scale_in_goes_on_with_those_that_were_given_up_already() {
+    Case { size: 1, ..Case::default() }.check(
+        "0.1 ready a \n 1.1 ready a leased drained \n 2.1 ready a drained",
+        "1 delete 2 delete_because_scale_in -1
+         2 delete 1 delete_because_scale_in -1",
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::clock::Stopwatch;
 use crate::state::{PoolLock, StateError, Store, holder};
@@ -75,7 +75,7 @@ impl Hold {
         let beat = tokio::spawn(async move {
             loop {
                 sleep(holder::HEARTBEAT).await;
-                let held: Vec<PoolLock> = lock(&renewed).values().cloned().collect();
+                let held: Vec<PoolLock> = locks_of(&renewed).values().cloned().collect();
                 for held in held {
                     // One that was taken over is noticed by the next change, which the fence refuses.
                     let _taken_over = renewing.heartbeat(&held).await.is_err();
@@ -121,26 +121,26 @@ impl Hold {
 
     /// Returns the locks.
     pub fn locks(&self) -> BTreeMap<PoolId, PoolLock> {
-        lock(&self.locks).clone()
+        locks_of(&self.locks).clone()
     }
 
-    /// Gives the locks of some pools back.
+    /// Gives the locks of some pools back; goes on with that should nobody wait for it any more.
     pub async fn give(&self, pools: &BTreeSet<PoolId>) {
-        let given: Vec<PoolLock> = {
-            let mut locks = lock(&self.locks);
-            pools.iter().filter_map(|pool| locks.remove(pool)).collect()
+        let giving: Vec<JoinHandle<()>> = {
+            let mut locks = locks_of(&self.locks);
+            let given = pools.iter().filter_map(|pool| locks.remove(pool));
+            given.map(|given| tokio::spawn(give_at_last(self.store.clone(), given))).collect()
         };
-        for given in given {
-            if self.store.unlock(&given).await.is_err() {
-                // A process that lives on would keep others out for ever.
-                tokio::spawn(give_at_last(self.store.clone(), given));
-            }
+        for given in giving {
+            // Where the state cannot be written, giving goes on behind our back: a process that lives on
+            // would keep others out for ever.
+            let _in_time = timeout(GIVE_AGAIN, given).await.is_ok();
         }
     }
 
     /// Gives all locks back, and holds the state no more: it is closed with its last user.
     pub async fn give_back(mut self) {
-        let pools = lock(&self.locks).keys().cloned().collect();
+        let pools = locks_of(&self.locks).keys().cloned().collect();
         self.give(&pools).await;
         if let Some(beat) = self.beat.take() {
             beat.abort();
@@ -154,7 +154,8 @@ impl Drop for Hold {
         if let Some(beat) = &self.beat {
             beat.abort();
         }
-        let left: Vec<PoolLock> = std::mem::take(&mut *lock(&self.locks)).into_values().collect();
+        let left: Vec<PoolLock> =
+            std::mem::take(&mut *locks_of(&self.locks)).into_values().collect();
         // Without a runtime the process ends: a lock that stays is that of a dead process.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             for left in left {
@@ -164,8 +165,23 @@ impl Drop for Hold {
     }
 }
 
-fn lock(locks: &Locks) -> std::sync::MutexGuard<'_, BTreeMap<PoolId, PoolLock>> {
+fn locks_of(locks: &Locks) -> std::sync::MutexGuard<'_, BTreeMap<PoolId, PoolLock>> {
     locks.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A lock on its way to who wants it: given back when it does not arrive.
+struct Taken {
+    store: Store,
+    lock: Option<PoolLock>,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let (Some(lock), Ok(runtime)) = (self.lock.take(), tokio::runtime::Handle::try_current())
+        {
+            runtime.spawn(give_at_last(self.store.clone(), lock));
+        }
+    }
 }
 
 /// Takes one lock; should nobody wait for it any more when it is there, it is given back.
@@ -173,13 +189,14 @@ async fn take_one(store: &Store, locks: &Locks, pool: &PoolId) -> Result<(), Sta
     let (told, answer) = oneshot::channel();
     let (store, pool) = (store.clone(), pool.clone());
     tokio::spawn(async move {
-        let taken = store.lock(&pool).await;
-        if let Err(Ok(unwanted)) = told.send(taken) {
-            give_at_last(store, unwanted).await;
-        }
+        let lock = store.lock(&pool).await;
+        let taken = lock.map(|lock| Taken { store, lock: Some(lock) });
+        let _given_back = told.send(taken).is_err();
     });
-    let taken = answer.await.map_err(|_| StateError::Closed)??;
-    lock(locks).insert(taken.pool.clone(), taken);
+    let mut taken = answer.await.map_err(|_| StateError::Closed)??;
+    if let Some(lock) = taken.lock.take() {
+        locks_of(locks).insert(lock.pool.clone(), lock);
+    }
     Ok(())
 }
 

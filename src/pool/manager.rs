@@ -12,7 +12,7 @@ use super::desk::{Desk, Given};
 use super::hold::{Hold, Patience};
 use super::providers::Providers;
 use super::vitals::Prober;
-use super::{PoolError, Reconciler, Secrets, StaticPoolState, Unseen, observe};
+use super::{Effort, PoolError, Reconciler, Secrets, StaticPoolState, Unseen, observe};
 use crate::apply::{Leased, Observer, PoolOutcome};
 use crate::clock::Clock;
 use crate::config::{LoadedPool, StaticPoolConfig};
@@ -131,6 +131,7 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
             parallelism: self.config.provisioning.concurrency() as usize,
             leased: Leased::Wait,
             unseen: Unseen::new(),
+            effort: Effort::PATIENT,
         }
     }
 

@@ -35,7 +35,7 @@ pub use hold::{Hold, Patience};
 pub use keeper::{Files, Habits, Keeper, Looked, Mode};
 pub use manager::{PoolFuture, ResourcePool, StaticPoolManager};
 pub use providers::{Dress, Providers};
-pub use reconcile::{Planned, Reconciler, Unseen, observe};
+pub use reconcile::{Effort, Planned, Reconciler, Unseen, observe};
 pub use registry::{ProviderSettings, known_providers, open_providers};
 pub use secrets::Secrets;
 pub use status::{LeaseStatus, StaticPoolState, WorkerStatus};

@@ -20,16 +20,19 @@ use crate::worker::{PoolId, Slot};
 
 /// How hard a listing is tried.
 #[derive(Debug, Clone, Copy)]
-struct Effort {
+pub struct Effort {
     attempts: u32,
     /// How long each may take.
     timeout: Duration,
 }
 
-/// A run needs all listings.
-const LISTING: Effort = Effort { attempts: 3, timeout: Duration::from_secs(60) };
-/// A server looks again soon, and has other pools to look after.
-const GLANCE: Effort = Effort { attempts: 1, timeout: Duration::from_secs(15) };
+impl Effort {
+    /// A run needs all listings.
+    pub const PATIENT: Self = Self { attempts: 3, timeout: Duration::from_secs(60) };
+    /// A server looks again soon, and has other pools to look after.
+    pub const BRIEF: Self = Self { attempts: 1, timeout: Duration::from_secs(15) };
+}
+
 /// How long the first pause between two tries is.
 const LISTING_PAUSE: Duration = Duration::from_millis(500);
 
@@ -53,6 +56,8 @@ pub struct Reconciler {
     pub leased: Leased,
     /// Providers that are not asked: their pools are left alone.
     pub unseen: Unseen,
+    /// How hard a listing is tried.
+    pub effort: Effort,
 }
 
 /// Providers that cannot be listed, and why.
@@ -126,7 +131,7 @@ impl Reconciler {
         let recorded = self.store.load().await?;
         let workers = || recorded.iter().flat_map(|pool| &pool.workers);
         let refresh = refresh || workers().any(|worker| worker.operation.is_some());
-        let (observed, failed) = self.observe_all(desired, refresh, LISTING).await?;
+        let (observed, failed) = self.observe_all(desired, refresh).await?;
         if let Some((name, reason)) = failed.into_iter().next() {
             let reason = format!("listing its workers: {reason}");
             return Err(PoolError::Provider { name, reason });
@@ -136,8 +141,8 @@ impl Reconciler {
         Ok(self.plan_from(input, &self.unseen).await?.0)
     }
 
-    /// Observes and plans as far as the providers can be listed, each tried once and for a short time. Also
-    /// returns the providers that could not be listed and the pools that could not be looked at, and why.
+    /// Observes and plans as far as the providers can be listed. Also
+    /// returns the providers that could not be listed now and the pools that could not be looked at, and why.
     ///
     /// # Errors
     /// When the state cannot be read, or a provider is not there.
@@ -147,13 +152,12 @@ impl Reconciler {
         options: &PlanOptions,
     ) -> Result<(Planned, Unseen, BTreeMap<PoolId, String>), PoolError> {
         let recorded = self.store.load().await?;
-        let (observed, failed) = self.observe_all(desired, true, GLANCE).await?;
-        let unseen: Unseen =
-            self.unseen.iter().map(|(n, w)| (n.clone(), w.clone())).chain(failed).collect();
+        let (observed, failed) = self.observe_all(desired, true).await?;
+        let unseen: Unseen = self.unseen.clone().into_iter().chain(failed.clone()).collect();
         let input =
             Input { desired: desired.to_vec(), options: options.clone(), recorded, observed };
         let (planned, blind) = self.plan_from(input, &unseen).await?;
-        Ok((planned, unseen, blind))
+        Ok((planned, failed, blind))
     }
 
     /// Lists every provider that is used or ever was, side by side; also returns which cannot be listed.
@@ -161,7 +165,6 @@ impl Reconciler {
         &self,
         desired: &[DesiredPool],
         refresh: bool,
-        effort: Effort,
     ) -> Result<(BTreeMap<String, Observation>, BTreeMap<String, String>), PoolError> {
         let mut used = self.store.provider_names().await?;
         used.extend(desired.iter().map(|pool| pool.provider.clone()));
@@ -171,7 +174,7 @@ impl Reconciler {
             if !refresh {
                 return Ok((name, Ok(Observation::NotAsked(provider.describe()))));
             }
-            let listed = observe_patiently(provider, self.store.deployment(), effort).await;
+            let listed = observe_patiently(provider, self.store.deployment(), self.effort).await;
             Ok::<_, PoolError>((name, listed.map(Observation::Listed)))
         };
         let asked = used.into_iter().filter(|name| !self.unseen.contains_key(name));

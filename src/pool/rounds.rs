@@ -1,10 +1,12 @@
 //! Carries out a plan in rounds. A run that only waits for jobs holds no lock meanwhile: whatever breaks
-//! is healed. When a job gave its worker back, the run plans what is left anew, and no more than that.
+//! is healed. When a job gave its worker back, the run plans what is left anew, and does no more than that.
 //!
 //! What others did in between (a server replaces a worker that was retired at its lease's end) counts as
 //! done. An apply by somebody else in between ends the run: what was approved may no longer be meant.
+//! A mark in the state says that somebody waits, so that no server lifts the drain meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,27 +20,18 @@ use crate::clock::Stopwatch;
 use crate::config::StaticPoolConfig;
 use crate::desired::DesiredPool;
 use crate::lease::terms::RESPITE;
-use crate::plan::{Plan, PlanOptions, PoolPlan, Reason, RecordedPool, Step};
-use crate::state::{StateError, WorkerKey};
-use crate::worker::{Address, Generation, PoolId, Slot};
+use crate::plan::{Action, Plan, PlanOptions, PoolPlan, Reason, RecordedPool, Step};
+use crate::state::{StateError, Store, WorkerKey, holder};
+use crate::worker::{Address, Generation, Phase, PoolId, Slot};
 
 /// How often it is looked whether a job gave its worker back.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long a round lasts at least: each lists the providers' workers.
+/// How long the locks are free at least between two rounds: each lists the providers' workers.
 const ROUND: Duration = Duration::from_millis(500);
-
-/// What is left to do in a pool.
-struct Rest<'a> {
-    plan: &'a PoolPlan,
-    steps: Vec<&'a Step>,
-    outcome: PoolOutcome,
-    /// What is applied, as far as this run knows.
-    applied: Option<StaticPoolConfig>,
-}
 
 impl Reconciler {
     /// Carries out a plan as [`Reconciler::apply`] does, and waits for the jobs that have workers which are to
-    /// go, at most for each pool's `update.drain_timeout`; where it waits, it holds no lock.
+    /// go, at most for each pool's `update.drain_timeout`. While it waits, it holds no lock at all.
     ///
     /// # Errors
     /// When the plan breaks its own promises; nothing was done then. What fails on the way is in the
@@ -49,154 +42,188 @@ impl Reconciler {
         hold: &Hold,
         observer: Observer,
     ) -> Result<Vec<PoolOutcome>, PoolError> {
-        let mut outcomes = self.apply(plan, &hold.locks(), observer.clone()).await?;
+        let told = Arc::new(Told { observer, seen: Mutex::default(), again: Mutex::new(false) });
+        let telling = Arc::clone(&told);
+        let observer: Observer = Arc::new(move |event| telling.tell(event));
+        let first = self.apply(plan, &hold.locks(), observer.clone()).await?;
         if self.leased == Leased::Leave {
-            return Ok(outcomes);
+            return Ok(first);
         }
-        let since = Stopwatch::start();
-        let (waiting, over): (Vec<_>, Vec<_>) =
-            outcomes.drain(..).partition(PoolOutcome::waits_for_jobs);
-        outcomes = over;
-        let mut rests: BTreeMap<PoolId, Rest<'_>> = BTreeMap::new();
-        for outcome in waiting {
-            let pool = outcome.pool.clone();
-            // What a second listing found left over is told as well.
-            let troubled = outcomes.iter().any(|other| other.pool == pool && !other.is_complete());
-            let planned = plan.pools.iter().find(|planned| planned.pool == pool);
-            match planned.filter(|_| !troubled) {
-                Some(plan) => {
-                    let left = plan.steps.iter().filter(|s| outcome.unfinished.contains(&s.slot));
-                    let (steps, applied) = (left.collect(), None);
-                    rests.insert(pool, Rest { plan, steps, outcome, applied });
-                }
-                None => outcomes.push(outcome),
+        *told.again.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let (since, rests, ended) = (Stopwatch::start(), BTreeMap::new(), Vec::new());
+        let mut rounds =
+            Rounds { reconciler: self, plan, hold, observer, told, since, rests, ended };
+        rounds.begin(first);
+        while !rounds.rests.is_empty() {
+            if let Err(error) = rounds.round().await {
+                rounds.give_up(&error);
             }
         }
-        while let Some(ended) = self.round(plan, hold, &mut rests, since, &observer).await {
-            outcomes.extend(ended);
+        Ok(rounds.ended)
+    }
+}
+
+/// A run that waits for jobs.
+struct Rounds<'a> {
+    reconciler: &'a Reconciler,
+    plan: &'a Plan,
+    hold: &'a Hold,
+    observer: Observer,
+    told: Arc<Told>,
+    since: Stopwatch,
+    rests: BTreeMap<PoolId, Rest<'a>>,
+    ended: Vec<PoolOutcome>,
+}
+
+/// What is left to do in a pool.
+struct Rest<'a> {
+    plan: &'a PoolPlan,
+    steps: Vec<&'a Step>,
+    /// How many other steps are not begun.
+    given_up: u32,
+    outcome: PoolOutcome,
+    /// What is applied, as far as this run knows.
+    applied: Option<StaticPoolConfig>,
+    /// Whether its time is over, and this round is the last one.
+    is_last: bool,
+}
+
+impl Rounds<'_> {
+    /// Takes over what the first round came to, pool by pool.
+    fn begin(&mut self, outcomes: Vec<PoolOutcome>) {
+        let mut by_pool: BTreeMap<PoolId, PoolOutcome> = BTreeMap::new();
+        for outcome in outcomes {
+            match by_pool.get_mut(&outcome.pool) {
+                // What a second listing found left over counts too, but is no step of the plan.
+                Some(first) => first.add(outcome),
+                None => drop(by_pool.insert(outcome.pool.clone(), outcome)),
+            }
         }
-        Ok(outcomes)
+        for (pool, outcome) in by_pool {
+            let planned = self.plan.pools.iter().find(|planned| planned.pool == pool);
+            match planned.and_then(|plan| Rest::of(plan, &outcome)) {
+                Some(rest) => drop(self.rests.insert(pool, rest)),
+                None => self.ended.push(outcome),
+            }
+        }
     }
 
-    /// Waits for a job and goes on; returns what became of the pools that are over now, and `None` when
-    /// none is left.
-    async fn round(
-        &self,
-        plan: &Plan,
-        hold: &Hold,
-        rests: &mut BTreeMap<PoolId, Rest<'_>>,
-        since: Stopwatch,
-        observer: &Observer,
-    ) -> Option<Vec<PoolOutcome>> {
-        if rests.is_empty() {
-            return None;
+    /// Waits for a job, and goes on.
+    async fn round(&mut self) -> Result<(), StateError> {
+        let store = &self.reconciler.store;
+        for (pool, rest) in &mut self.rests {
+            rest.applied = store.applied_config(pool).await?;
         }
-        let began = Stopwatch::start();
-        let mut ended = Vec::new();
-        if let Err(error) = self.wait(hold, rests, since).await {
-            for (_, mut rest) in std::mem::take(rests) {
-                rest.outcome.stopped_by = Some(error.clone());
-                ended.push(rest.outcome);
+        // Whatever is through, or never waited, need not wait with the others.
+        let waiting = Waiting::begin(store, self.rests.keys().cloned().collect()).await?;
+        self.hold.give(&self.hold.locks().into_keys().collect()).await;
+        sleep(ROUND).await;
+        let leased = self.wait(&waiting).await?;
+        let elapsed = self.since.elapsed();
+        let mut over = Vec::new();
+        for (pool, rest) in &mut self.rests {
+            let is_over = elapsed >= rest.plan.drain_timeout;
+            // What a job gave back at the last moment is still worth a round.
+            if is_over && (rest.is_last || !rest.has_a_free_one(pool, &leased)) {
+                over.push(pool.clone());
             }
-            return Some(ended);
+            rest.is_last = is_over;
         }
-        let expired: Vec<PoolId> = rests
-            .iter()
-            .filter(|(_, rest)| since.elapsed() >= rest.plan.drain_timeout)
-            .map(|(pool, _)| pool.clone())
-            .collect();
-        for rest in expired.iter().filter_map(|pool| rests.remove(pool)) {
-            rest.tell_held(observer, since.elapsed());
-            ended.push(rest.outcome);
+        for pool in over {
+            self.end(&pool);
         }
-        if rests.is_empty() {
-            return Some(ended);
+        if !self.rests.is_empty() {
+            self.lock().await?;
+            self.go_on().await?;
         }
-        self.go_on(plan, hold, rests, observer, &mut ended).await;
-        sleep(ROUND.saturating_sub(began.elapsed())).await;
-        Some(ended)
+        waiting.end().await
     }
 
-    /// Gives the locks back until a job gave its worker back, or somebody's time is over.
-    async fn wait(
-        &self,
-        hold: &Hold,
-        rests: &mut BTreeMap<PoolId, Rest<'_>>,
-        since: Stopwatch,
-    ) -> Result<(), StateError> {
-        let pools: BTreeSet<PoolId> = rests.keys().cloned().collect();
-        for (pool, rest) in rests.iter_mut() {
-            rest.applied = self.store.applied_config(pool).await?;
-        }
-        hold.give(&pools).await;
-        let held = |rests: &BTreeMap<PoolId, Rest<'_>>, leased: &BTreeSet<(PoolId, WorkerKey)>| {
-            let old = rests.iter().flat_map(|(pool, rest)| rest.old(pool));
-            old.filter(|old| leased.contains(old)).count()
-        };
-        let before = held(rests, &self.store.leased().await?);
-        let nearest = rests.values().map(|rest| rest.plan.drain_timeout).min().unwrap_or_default();
-        while since.elapsed() < nearest {
-            let now = held(rests, &self.store.leased().await?);
-            if now < before || now == 0 {
-                break;
-            }
+    /// Returns once a job gave its worker back, or somebody's time is over: who has workers then.
+    async fn wait(&self, waiting: &Waiting) -> Result<BTreeSet<(PoolId, WorkerKey)>, StateError> {
+        let store = &self.reconciler.store;
+        let mut renewed = Stopwatch::start();
+        loop {
             // Where no server is there to end leases that are over, the run does; as late as a server that
             // was just started would.
-            if !self.store.is_served().await? {
-                self.store.expire_leases(self.store.now(), Timestamp::MIN, RESPITE).await?;
+            if !store.is_served().await? {
+                store.expire_leases(store.now(), Timestamp::MIN, RESPITE).await?;
+            }
+            let leased = store.leased().await?;
+            let is_free = self.rests.iter().any(|(pool, rest)| rest.has_a_free_one(pool, &leased));
+            if is_free || self.since.elapsed() >= self.nearest() {
+                return Ok(leased);
+            }
+            if renewed.elapsed() >= holder::HEARTBEAT {
+                waiting.renew().await?;
+                renewed = Stopwatch::start();
             }
             sleep(LOOK).await;
         }
-        hold.add(&pools).await
     }
 
-    /// Plans what is left, and does it.
-    async fn go_on(
-        &self,
-        plan: &Plan,
-        hold: &Hold,
-        rests: &mut BTreeMap<PoolId, Rest<'_>>,
-        observer: &Observer,
-        ended: &mut Vec<PoolOutcome>,
-    ) {
-        let (next, mut outcomes) = match self.next(plan, hold, rests, observer).await {
-            Ok(went) => went,
-            Err(error) => {
-                for (_, mut rest) in std::mem::take(rests) {
-                    rest.outcome.unsure = Some(format!("looking for what is left to do: {error}"));
-                    ended.push(rest.outcome);
+    fn nearest(&self) -> Duration {
+        self.rests.values().map(|rest| rest.plan.drain_timeout).min().unwrap_or_default()
+    }
+
+    /// Takes the locks again. Who has them now (a server that heals) has them for a moment, and this run has
+    /// time.
+    async fn lock(&self) -> Result<(), StateError> {
+        let pools: BTreeSet<PoolId> = self.rests.keys().cloned().collect();
+        loop {
+            match self.hold.add(&pools).await {
+                Err(StateError::Locked { .. }) if self.since.elapsed() < self.nearest() => {
+                    self.hold.give(&pools).await;
+                    sleep(LOOK).await;
                 }
-                return;
-            }
-        };
-        let pools: Vec<PoolId> = rests.keys().cloned().collect();
-        for pool in pools {
-            let Some(mut rest) = rests.remove(&pool) else { continue };
-            let open = next.pools.iter().filter(|next| next.pool == pool);
-            let undecided: BTreeSet<Slot> =
-                open.flat_map(|next| &next.waiting).map(|waiting| waiting.worker.slot).collect();
-            let (own, others) = outcomes.drain(..).partition(|outcome| outcome.pool == pool);
-            outcomes = others;
-            rest.settle(own, &undecided);
-            if rest.outcome.waits_for_jobs() {
-                rests.insert(pool, rest);
-            } else {
-                ended.push(rest.outcome);
+                locked => return locked,
             }
         }
     }
 
-    /// Plans and applies what is left in the pools that nobody else applied to.
-    async fn next(
-        &self,
-        plan: &Plan,
-        hold: &Hold,
-        rests: &BTreeMap<PoolId, Rest<'_>>,
-        observer: &Observer,
-    ) -> Result<(Plan, Vec<PoolOutcome>), PoolError> {
-        let recorded = self.store.load().await?;
+    /// Plans what is left, and does it.
+    async fn go_on(&mut self) -> Result<(), StateError> {
+        let pools: Vec<PoolId> = self.rests.keys().cloned().collect();
+        for pool in &pools {
+            let Some(rest) = self.rests.get_mut(pool) else { continue };
+            if self.reconciler.store.applied_config(pool).await? != rest.applied {
+                let why = format!("pool {pool}: somebody else applied while this run waited");
+                rest.outcome.unsure = Some(why);
+                self.end(pool);
+            }
+        }
+        let (next, mut outcomes) = match self.carry_out().await {
+            Ok(went) => went,
+            // It may be listed the next time.
+            Err(PoolError::Provider { .. }) => return Ok(()),
+            Err(PoolError::State(error)) => return Err(error),
+            Err(error) => return Err(StateError::Other(error.to_string())),
+        };
+        for pool in pools {
+            let Some(mut rest) = self.rests.remove(&pool) else { continue };
+            let (own, others) = outcomes.drain(..).partition(|outcome| outcome.pool == pool);
+            outcomes = others;
+            let planned = next.pools.iter().find(|next| next.pool == pool);
+            let recorded = self.reconciler.store.load_pool(&pool).await?;
+            let done = rest.settle(own, planned, recorded.as_ref());
+            for step in done {
+                self.told.done(rest.plan, step, self.since.elapsed());
+            }
+            let waits = rest.outcome.waits_for_jobs() && !rest.steps.is_empty();
+            self.rests.insert(pool.clone(), rest);
+            if !waits {
+                self.end(&pool);
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans and applies what is left, and nothing else.
+    async fn carry_out(&self) -> Result<(Plan, Vec<PoolOutcome>), PoolError> {
+        let rests = &self.rests;
+        let recorded = self.reconciler.store.load().await?;
         let options = PlanOptions {
-            mode: plan.mode,
+            mode: self.plan.mode,
             only_pools: Some(rests.keys().cloned().collect()),
             targets: rests.iter().flat_map(|(pool, rest)| rest.addresses(pool)).collect(),
             replace: rests
@@ -204,52 +231,90 @@ impl Reconciler {
                 .flat_map(|(pool, rest)| rest.requested(recorded.iter().find(|r| r.id == *pool)))
                 .collect(),
             allow_empty: true,
-            override_guards: plan.overridden_guards.clone(),
+            override_guards: self.plan.overridden_guards.clone(),
         };
         let desired = rests.values().filter_map(|rest| {
             let secrets = rest.plan.secrets.clone();
             Some(DesiredPool { secrets, ..as_desired(rest.plan)? })
         });
         let desired: Vec<DesiredPool> = desired.collect();
-        // What is refused was approved already.
-        let mut next = self.plan_settled(&desired, &options, true).await?.plan;
-        let mut moved = Vec::new();
-        for (pool, rest) in rests {
-            if self.store.applied_config(pool).await? != rest.applied {
-                let what = "somebody else applied to it while this run waited".to_owned();
-                let error = StateError::Moved { pool: pool.clone(), what };
-                let skipped = u32::try_from(rest.steps.len()).unwrap_or(u32::MAX);
-                let unfinished = rest.outcome.unfinished.clone();
-                let stopped =
-                    PoolOutcome { skipped, unfinished, ..PoolOutcome::nothing(rest.plan) };
-                moved.push(PoolOutcome { stopped_by: Some(error), ..stopped });
-            }
-        }
+        // What it would refuse was approved already, and what was not is left out.
+        let mut next = self.reconciler.plan_settled(&desired, &options, true).await?.plan;
         next.pools.retain_mut(|next| {
             let Some(rest) = rests.get(&next.pool) else { return false };
             next.narrowed = rest.plan.narrowed;
             next.records_config = false;
             next.settings.clear();
-            !moved.iter().any(|moved| moved.pool == next.pool)
+            next.steps.retain(|step| rest.slots().contains(&step.slot));
+            true
         });
-        let mut outcomes = self.apply(&next, &hold.locks(), observer.clone()).await?;
-        outcomes.extend(moved);
+        let observer = self.observer.clone();
+        let outcomes = self.reconciler.apply(&next, &self.hold.locks(), observer).await?;
         Ok((next, outcomes))
+    }
+
+    /// Ends the run in one pool.
+    fn end(&mut self, pool: &PoolId) {
+        if let Some(rest) = self.rests.remove(pool) {
+            self.told.held(&rest, self.since.elapsed());
+            self.ended.push(rest.outcome);
+        }
+    }
+
+    /// Ends the run in every pool, because the state does not let it go on.
+    fn give_up(&mut self, error: &StateError) {
+        let pools: Vec<PoolId> = self.rests.keys().cloned().collect();
+        for pool in pools {
+            if let Some(rest) = self.rests.get_mut(&pool) {
+                rest.outcome.stopped_by = Some(error.clone());
+            }
+            self.end(&pool);
+        }
     }
 }
 
-impl Rest<'_> {
-    /// The workers that are to go.
-    fn old<'r>(&'r self, pool: &'r PoolId) -> impl Iterator<Item = (PoolId, WorkerKey)> + 'r {
-        self.steps.iter().flat_map(move |step| {
-            step.reap.iter().chain(&step.delete).map(move |old| {
-                (pool.clone(), WorkerKey { slot: step.slot, generation: old.generation })
-            })
-        })
+impl<'a> Rest<'a> {
+    /// Returns what is left when another round may go on with it.
+    fn of(plan: &'a PoolPlan, outcome: &PoolOutcome) -> Option<Self> {
+        let failed: BTreeSet<Slot> =
+            outcome.failures.iter().map(|(worker, _)| worker.slot).collect();
+        let held: BTreeSet<Slot> = outcome.held.iter().map(|(worker, _)| worker.slot).collect();
+        if !outcome.waits_for_jobs() || (plan.provisioning.fails_fast() && !failed.is_empty()) {
+            return None;
+        }
+        // What was not begun because something failed is not begun later either.
+        let goes_on = |slot: Slot| held.contains(&slot) || failed.is_empty();
+        let open = plan.steps.iter().enumerate();
+        let open = open.filter(|(number, _)| outcome.unfinished.contains(number));
+        let steps: Vec<&Step> = open.map(|(_, step)| step).filter(|s| goes_on(s.slot)).collect();
+        let given_up = if failed.is_empty() { 0 } else { outcome.skipped };
+        let outcome = outcome.clone();
+        let (applied, is_last) = (None, false);
+        let is_something = !steps.is_empty();
+        is_something.then_some(Self { plan, steps, given_up, outcome, applied, is_last })
+    }
+
+    fn slots(&self) -> BTreeSet<Slot> {
+        self.steps.iter().map(|step| step.slot).collect()
     }
 
     fn addresses<'r>(&'r self, pool: &'r PoolId) -> impl Iterator<Item = Address> + 'r {
         self.steps.iter().map(|step| Address { pool: pool.clone(), slot: Some(step.slot) })
+    }
+
+    /// Returns whether a step that waited for a job need not wait any more.
+    fn has_a_free_one(&self, pool: &PoolId, leased: &BTreeSet<(PoolId, WorkerKey)>) -> bool {
+        let has_job = |step: &&Step| {
+            step.reap.iter().chain(&step.delete).any(|old| {
+                let key = WorkerKey { slot: step.slot, generation: old.generation };
+                leased.contains(&(pool.clone(), key))
+            })
+        };
+        let held: BTreeSet<Slot> =
+            self.outcome.held.iter().map(|(worker, _)| worker.slot).collect();
+        let busy: BTreeSet<Slot> =
+            self.steps.iter().filter(|s| has_job(s)).map(|step| step.slot).collect();
+        held.iter().any(|slot| !busy.contains(slot))
     }
 
     /// The slots whose worker is to be replaced because somebody asked for it, and is not yet.
@@ -267,43 +332,132 @@ impl Rest<'_> {
         self.steps.iter().filter(is_there).map(address).collect()
     }
 
-    /// Takes over what became of a round. A step is done when nothing is left to do in its slot.
-    fn settle(&mut self, outcomes: Vec<PoolOutcome>, undecided: &BTreeSet<Slot>) {
+    /// Takes over what became of a round; returns the steps that are done: nothing is left to do in their
+    /// slot. One that deletes is done when its worker is gone; should it be wanted after all, it stays open.
+    fn settle(
+        &mut self,
+        outcomes: Vec<PoolOutcome>,
+        next: Option<&PoolPlan>,
+        recorded: Option<&RecordedPool>,
+    ) -> Vec<&'a Step> {
+        let own = self.slots();
+        let open = |outcome: &PoolOutcome| {
+            let numbers = outcome.unfinished.iter();
+            numbers.filter_map(|n| Some(next?.steps.get(*n)?.slot)).collect::<Vec<_>>()
+        };
+        let waiting = next.into_iter().flat_map(|next| &next.waiting);
+        let undecided: BTreeSet<Slot> =
+            waiting.map(|waiting| waiting.worker.slot).filter(|s| own.contains(s)).collect();
         let mut left = undecided.clone();
         let outcome = &mut self.outcome;
-        (outcome.held, outcome.skipped) = (Vec::new(), 0);
-        for next in outcomes {
-            left.extend(next.unfinished);
-            outcome.held.extend(next.held);
-            outcome.failures.extend(next.failures);
-            outcome.skipped += next.skipped;
-            outcome.stopped_by = outcome.stopped_by.take().or(next.stopped_by);
-            outcome.unsure = outcome.unsure.take().or(next.unsure);
+        (outcome.held, outcome.skipped) = (Vec::new(), self.given_up);
+        for (number, next) in outcomes.into_iter().enumerate() {
+            // Only the first one is about this plan's steps; see `Rounds::begin`.
+            if number == 0 {
+                left.extend(open(&next));
+            }
+            outcome.add(PoolOutcome { done: crate::plan::Summary::default(), ..next });
         }
         if !undecided.is_empty() {
             let why = "what became of an interrupted create is not known yet";
             outcome.unsure.get_or_insert_with(|| why.to_owned());
         }
-        let (open, done): (Vec<&Step>, _) =
-            self.steps.drain(..).partition(|step| left.contains(&step.slot));
-        let done = done.into_iter().map(Step::summary);
-        outcome.done = done.chain([outcome.done]).sum();
-        outcome.unfinished = left;
+        let is_there = |step: &Step, generation: Generation| {
+            let workers = recorded.into_iter().flat_map(|pool| &pool.workers);
+            let mut own = workers.filter(|w| w.slot == step.slot && w.generation == generation);
+            own.any(|worker| worker.phase != Phase::Deleted)
+        };
+        let (open, done): (Vec<&Step>, Vec<&Step>) = self.steps.drain(..).partition(|step| {
+            let stays = step.action == Action::Delete
+                && step.delete.iter().any(|old| old.recorded && is_there(step, old.generation));
+            left.contains(&step.slot) || stays
+        });
+        let stay = open.iter().filter(|step| !left.contains(&step.slot)).count();
+        outcome.skipped += u32::try_from(stay).unwrap_or(u32::MAX);
+        outcome.done = done.iter().map(|step| step.summary()).chain([outcome.done]).sum();
         self.steps = open;
+        done
+    }
+}
+
+/// Says in the state that a run waits for jobs of these pools, for as long as it does.
+struct Waiting {
+    store: Store,
+    pools: BTreeSet<PoolId>,
+}
+
+impl Waiting {
+    async fn begin(store: &Store, pools: BTreeSet<PoolId>) -> Result<Self, StateError> {
+        let waiting = Self { store: store.clone(), pools };
+        waiting.renew().await?;
+        Ok(waiting)
+    }
+
+    async fn renew(&self) -> Result<(), StateError> {
+        self.store.say_waiting(self.pools.clone()).await
+    }
+
+    async fn end(mut self) -> Result<(), StateError> {
+        self.store.say_not_waiting(std::mem::take(&mut self.pools)).await
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let (store, pools) = (self.store.clone(), std::mem::take(&mut self.pools));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && !pools.is_empty()
+        {
+            // A mark that stays is that of a process that ends.
+            runtime.spawn(async move { store.say_not_waiting(pools).await.is_ok() });
+        }
+    }
+}
+
+/// What was told so far: in a later round nothing begins or waits for the first time.
+struct Told {
+    observer: Observer,
+    seen: Mutex<BTreeSet<(PoolId, Slot, &'static str)>>,
+    again: Mutex<bool>,
+}
+
+impl Told {
+    fn tell(&self, event: ApplyEvent) {
+        let kind = match event.kind {
+            ApplyEventKind::Started => "started",
+            ApplyEventKind::Draining { .. } => "draining",
+            ApplyEventKind::Completed { .. } => "over",
+            ApplyEventKind::Failed { .. } | ApplyEventKind::Retrying { .. } => "",
+        };
+        let key = (event.pool.clone(), event.worker.slot, kind);
+        let is_new = self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        let again = *self.again.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_new || !again || matches!(kind, "" | "over") {
+            (self.observer)(event);
+        }
+    }
+
+    /// Tells of a step that somebody else did.
+    fn done(&self, plan: &PoolPlan, step: &Step, elapsed: Duration) {
+        let key = (plan.pool.clone(), step.slot, "over");
+        if !self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
+            let kind = ApplyEventKind::Completed { elapsed, provider_id: None };
+            self.tell(event(plan, step, kind));
+        }
     }
 
     /// Tells that the steps which still wait are given up.
-    fn tell_held(&self, observer: &Observer, elapsed: Duration) {
-        for (worker, why) in &self.outcome.held {
-            let of = |step: &&&Step| worker_of(self.plan)(step) == *worker;
-            let Some(step) = self.steps.iter().find(of) else { continue };
-            observer(ApplyEvent {
-                pool: self.plan.pool.clone(),
-                worker: worker.clone(),
-                action: step.action,
-                reason: step.reason,
-                kind: ApplyEventKind::Failed { elapsed, why: why.clone() },
-            });
+    fn held(&self, rest: &Rest<'_>, elapsed: Duration) {
+        for (worker, why) in &rest.outcome.held {
+            if let Some(step) = rest.steps.iter().find(|step| step.slot == worker.slot) {
+                let kind = ApplyEventKind::Failed { elapsed, why: why.clone() };
+                self.tell(event(rest.plan, step, kind));
+            }
         }
     }
+}
+
+fn event(plan: &PoolPlan, step: &Step, kind: ApplyEventKind) -> ApplyEvent {
+    let (pool, worker) = (plan.pool.clone(), worker_of(plan)(step));
+    ApplyEvent { pool, worker, action: step.action, reason: step.reason, kind }
 }

@@ -75,11 +75,11 @@ impl Prober {
         match &probed {
             Probed::Passed => {
                 if worker.suspect {
-                    self.store.mark_suspect(row, None).await?;
+                    self.store.mark_suspect(&worker, None).await?;
                 }
             }
             Probed::Failed(why) | Probed::Gone(why) => {
-                self.store.mark_suspect(row, Some(why.clone())).await?;
+                self.store.mark_suspect(&worker, Some(why.clone())).await?;
             }
         }
         Ok(Some((worker, probed)))

@@ -118,12 +118,7 @@ impl Store {
         self.writer
             .run(move |connection| {
                 let (from, to) = health.leads();
-                let sql = "SELECT phase_since FROM worker WHERE id = ?1";
-                let found: Option<i64> = connection
-                    .prepare_cached(sql)?
-                    .query_row([row], |row| row.get(0))
-                    .optional()?;
-                if found != Some(since) {
+                if !is_since(connection, row, since)? {
                     return Ok(false);
                 }
                 if !move_row(connection, row, (from, to), (&who, &why), now)? {
@@ -146,16 +141,22 @@ impl Store {
     /// Records that a worker was cleaned and is well. A reset may have changed where it can be reached.
     pub async fn record_recycled(
         &self,
-        row: i64,
+        used: &Watched,
         reset: Option<ObservedWorker>,
     ) -> Result<bool, StateError> {
         let (now, who) = (self.now(), self.holder.describe());
+        let (row, since) = (used.row, to_ms(used.phase_since));
         self.writer
             .run(move |connection| {
                 let leads = (&[Phase::Recycling][..], Phase::Ready);
-                if !move_row(connection, row, leads, (&who, "clean"), now)? {
+                if !is_since(connection, row, since)?
+                    || !move_row(connection, row, leads, (&who, "clean"), now)?
+                {
                     return Ok(false);
                 }
+                connection
+                    .prepare_cached("UPDATE worker SET suspect = 0 WHERE id = ?1")?
+                    .execute([row])?;
                 if let Some(ObservedWorker { addresses, attributes, .. }) = reset {
                     let addresses = serde_json::to_string(&addresses).unwrap_or_default();
                     let attributes = serde_json::to_string(&attributes).unwrap_or_default();
@@ -171,12 +172,19 @@ impl Store {
     }
 
     /// Records that a worker could not be cleaned: another one takes its place.
-    pub async fn record_not_recycled(&self, row: i64, why: String) -> Result<bool, StateError> {
+    pub async fn record_not_recycled(
+        &self,
+        used: &Watched,
+        why: String,
+    ) -> Result<bool, StateError> {
         let (now, who) = (self.now(), self.holder.describe());
+        let (row, since) = (used.row, to_ms(used.phase_since));
         self.writer
             .run(move |connection| {
                 let leads = (&[Phase::Recycling][..], Phase::Deleting);
-                if !move_row(connection, row, leads, (&who, &why), now)? {
+                if !is_since(connection, row, since)?
+                    || !move_row(connection, row, leads, (&who, &why), now)?
+                {
                     return Ok(false);
                 }
                 let sql =
@@ -310,6 +318,14 @@ fn list(
         found.push(watched(row)?);
     }
     Ok(found)
+}
+
+/// Returns whether a worker is in its phase since then, and was in no other meanwhile.
+fn is_since(connection: &Connection, row: i64, since: i64) -> Result<bool, JobError> {
+    let sql = "SELECT phase_since FROM worker WHERE id = ?1";
+    let found: Option<i64> =
+        connection.prepare_cached(sql)?.query_row([row], |row| row.get(0)).optional()?;
+    Ok(found == Some(since))
 }
 
 /// Moves a worker when it is in one of these phases; returns whether it was.

@@ -1,4 +1,4 @@
-//! One holder a pool, with a fence that only grows.
+//! One holder a pool, with a fence that only grows; of one process, one run.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -145,6 +145,52 @@ impl Store {
     }
 }
 
+/// The name of the mark that a run waits for jobs of a pool; no pool can have it.
+fn waiting(pool: &PoolId) -> String {
+    format!("{pool}/waiting")
+}
+
+impl Store {
+    /// Says that this process waits for jobs that have workers of these pools which are to go, without a lock.
+    /// It counts for as long as a lock would. The latest one to say so counts.
+    pub async fn say_waiting(&self, pools: BTreeSet<PoolId>) -> Result<(), StateError> {
+        let (own, now) = (Arc::clone(&self.holder), self.now());
+        self.writer
+            .run(move |connection| {
+                let mark = |pool: &PoolId| take(connection, &waiting(pool), &own, now).map(drop);
+                pools.iter().try_for_each(mark)
+            })
+            .await
+    }
+
+    /// Takes that back.
+    pub async fn say_not_waiting(&self, pools: BTreeSet<PoolId>) -> Result<(), StateError> {
+        let own = Arc::clone(&self.holder);
+        self.writer
+            .run(move |connection| {
+                let sql = "UPDATE lock SET holder = NULL WHERE pool = ?1 AND holder ->> 'id' = ?2";
+                for pool in pools {
+                    connection.prepare_cached(sql)?.execute((waiting(&pool), &own.id))?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Returns whether a process that is alive waits for jobs of the pool, this one included.
+    pub async fn somebody_waits(&self, pool: &PoolId) -> Result<bool, StateError> {
+        let (own, now, name) = (Arc::clone(&self.holder), self.now(), waiting(pool));
+        self.read(move |connection| {
+            let marked = holder_of(connection, &name)?;
+            let alive = |(holder, at): &(Holder, Timestamp)| {
+                holder.id == own.id || holder.is_in_force(&own, *at, now)
+            };
+            Ok(marked.as_ref().is_some_and(alive))
+        })
+        .await
+    }
+}
+
 /// Who has the lock on `pool`, if somebody else who is alive has.
 pub(super) fn held_by(
     connection: &Connection,
@@ -152,16 +198,22 @@ pub(super) fn held_by(
     own: &Holder,
     now: Timestamp,
 ) -> Result<Option<Holder>, JobError> {
+    let Some((holder, heartbeat_at)) = holder_of(connection, pool)? else { return Ok(None) };
+    let in_force = holder.id != own.id && holder.is_in_force(own, heartbeat_at, now);
+    Ok(in_force.then_some(holder))
+}
+
+/// Who took the lock of that name last and did not give it back, and when it was last heard of.
+fn holder_of(connection: &Connection, name: &str) -> Result<Option<(Holder, Timestamp)>, JobError> {
     let sql = "SELECT holder, heartbeat_at FROM lock WHERE pool = ?1 AND holder IS NOT NULL";
     let row: Option<(String, i64)> = connection
         .prepare_cached(sql)?
-        .query_row([pool], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row([name], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let Some((holder, heartbeat_at)) = row else { return Ok(None) };
     let holder: Holder = serde_json::from_str(&holder)
-        .map_err(|error| StateError::Conflict(format!("the lock of {pool}: {error}")))?;
-    let in_force = holder.id != own.id && holder.is_in_force(own, from_ms(heartbeat_at), now);
-    Ok(in_force.then_some(holder))
+        .map_err(|error| StateError::Conflict(format!("the lock of {name}: {error}")))?;
+    Ok(Some((holder, from_ms(heartbeat_at))))
 }
 
 fn acquire(

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 use super::Store;
 use super::error::StateError;
 use super::event::{self, NewEvent};
-use super::load::from_ms;
+use super::load::{from_ms, to_ms};
 use super::writer::JobError;
 use crate::config::{HealthCheckConfig, StaticPoolConfig};
 use crate::worker::{Generation, Phase, PoolId, Slot, WorkerName};
@@ -113,14 +113,20 @@ impl Store {
     }
 
     /// Records that a worker's latest probe failed, or passed again: it is not leased until one passes.
-    pub async fn mark_suspect(&self, row: i64, why: Option<String>) -> Result<bool, StateError> {
+    /// Nothing is recorded of one that is in another phase by now than when it was probed: it was cleaned.
+    pub async fn mark_suspect(
+        &self,
+        probed: &Watched,
+        why: Option<String>,
+    ) -> Result<bool, StateError> {
         let (now, who) = (self.now(), self.holder.describe());
+        let (row, since) = (probed.row, to_ms(probed.phase_since));
         self.writer
             .run(move |connection| {
                 let sql = "UPDATE worker SET suspect = ?2 WHERE id = ?1 AND suspect <> ?2
-                           AND phase <> 'deleted'";
+                           AND phase <> 'deleted' AND phase_since = ?3";
                 let suspect = why.is_some();
-                let changed = connection.prepare_cached(sql)?.execute((row, suspect))? > 0;
+                let changed = connection.prepare_cached(sql)?.execute((row, suspect, since))? > 0;
                 if changed {
                     let kind = if suspect { "probe_failed" } else { "probe_passed" };
                     tell(connection, row, kind, &who, why.as_deref().unwrap_or(""), now)?;

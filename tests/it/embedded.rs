@@ -127,3 +127,23 @@ async fn a_run_that_is_dropped_gives_its_lock_back() {
     }
     panic!("the lock was never given back");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_dropped_anywhere_leaves_no_lock_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cloud, store) = (Cloud::in_memory(), open(folder.path()));
+    for drop_after in 0..60 {
+        let size = 1 + drop_after % 3;
+        let config = config(u32::try_from(size).unwrap(), false);
+        let run = manager_of(store.clone(), &cloud, config.clone(), Settings::default());
+        let limit = Duration::from_micros(drop_after * 250);
+        let _dropped = tokio::time::timeout(limit, run.reconcile()).await.is_err();
+        let mut tries = 0;
+        while let Err(error) = run.reconcile().await {
+            let is_locked = matches!(error, PoolError::State(StateError::Locked { .. }));
+            assert!(is_locked && tries < 500, "dropped after {limit:?}: {error}");
+            tries += 1;
+            tokio::time::sleep(Duration::from_millis(4)).await;
+        }
+    }
+}

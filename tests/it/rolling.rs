@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::sandbox::{Sandbox, wait_until};
+use crate::sandbox::{Sandbox, pause, wait_until};
 use crate::serve::{POOL, Server};
 
 fn workers(server: &Server) -> Vec<Value> {
@@ -20,7 +20,15 @@ fn ready(server: &Server) -> Vec<String> {
 
 fn is_running(lease: &Value) -> bool {
     let pid = lease["worker"]["attributes"]["pid"].as_str().unwrap();
-    std::path::Path::new(&format!("/proc/{pid}")).exists()
+    // Nobody may have taken note of its end yet: a zombie runs no more.
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn kill_worker(server: &Server, name: &str) {
+    let worker = workers(server).into_iter().find(|worker| worker["name"] == name).unwrap();
+    let pid = worker["attributes"]["pid"].as_str().unwrap().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
 fn release(server: &Server, lease: &Value) {
@@ -127,10 +135,7 @@ fn what_breaks_while_a_run_waits_for_a_job_is_healed_meanwhile() {
         .spawn()
         .unwrap();
     wait_until("the others are new", || ready(&server).contains(&"web-2-2".into()));
-    let broken = workers(&server).into_iter().find(|worker| worker["name"] == "web-1-2").unwrap();
-    let pid = broken["attributes"]["pid"].as_str().unwrap().parse().unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    kill_worker(&server, "web-1-2");
     wait_until("it is replaced", || ready(&server).contains(&"web-1-3".into()));
     assert!(is_running(&lease));
     assert!(apply.try_wait().unwrap().is_none(), "the run still waits for the job");
@@ -140,6 +145,65 @@ fn what_breaks_while_a_run_waits_for_a_job_is_healed_meanwhile() {
     assert_eq!(ran.status.code(), Some(0), "{said}");
     assert!(said.contains("Apply complete! Resources: 3 added, 0 changed, 3 destroyed."), "{said}");
     sandbox.pool(&["plan", "web.yaml", "--detailed-exitcode"]).exits(0);
+}
+
+#[test]
+fn a_run_that_waits_in_one_pool_holds_no_other_pool() {
+    let sandbox = Sandbox::new();
+    sandbox.write("both/web.yaml", POOL);
+    sandbox.write("both/api.yaml", &POOL.replace("pool_id: web", "pool_id: api"));
+    sandbox.pool(&["apply", "both", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let lease = server.acquire("web");
+    sandbox.write("both/web.yaml", &changed(POOL));
+    sandbox.write("both/api.yaml", &changed(&POOL.replace("pool_id: web", "pool_id: api")));
+    let apply = sandbox
+        .command(&["apply", "both", "--auto-approve"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("all others are new", || {
+        let all = ready(&server);
+        ["web-1-2", "web-2-2", "api-0-2", "api-1-2", "api-2-2"]
+            .iter()
+            .all(|name| all.contains(&(*name).to_owned()))
+    });
+    kill_worker(&server, "api-1-2");
+    wait_until("it is healed", || ready(&server).contains(&"api-1-3".into()));
+    assert!(is_running(&lease));
+    release(&server, &lease);
+    let ran = apply.wait_with_output().unwrap();
+    let said = String::from_utf8(ran.stdout).unwrap();
+    assert_eq!(ran.status.code(), Some(0), "{said}");
+    assert!(said.contains("Apply complete! Resources: 6 added, 0 changed, 6 destroyed."), "{said}");
+}
+
+#[test]
+fn a_worker_that_was_reset_can_be_leased_at_once_and_nothing_is_left_on_it() {
+    let sandbox = Sandbox::new();
+    let one = POOL.replace("fixed_size: 3", "fixed_size: 1");
+    // Without the event of its end, only a probe in an hour would find anything.
+    let slow = "health_check: {interval: 1h, freshness: 2h}\nleases: {recycle: {reset: true}}\n";
+    sandbox.write("web.yaml", &format!("{one}{slow}"));
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let first = server.acquire("web");
+    pause(std::time::Duration::from_millis(700));
+    release(&server, &first);
+    let wait = json!({ "pool": "web", "holder": "me", "wait": "30s" });
+    let (status, answer) = server.call("POST", "/v1/leases", &wait);
+    assert_eq!(status, 201, "{answer}");
+    let second = answer["leases"][0].clone();
+    assert_eq!(second["worker"]["name"], first["worker"]["name"]);
+    assert!(!is_running(&first), "{first} {second}");
+    assert!(is_running(&second), "{first} {second}");
+    let worker = &workers(&server)[0];
+    assert_eq!((&worker["phase"], &worker["suspect"]), (&json!("ready"), &json!(false)));
+    let told = server.get("/v1/workers/web-0-1").to_string();
+    assert!(!told.contains("probe_failed"), "{told}");
+    // Its end is heard of again.
+    kill_worker(&server, "web-0-1");
+    wait_until("it is lost", || workers(&server)[0]["phase"] == "lost");
 }
 
 #[test]
@@ -169,7 +233,7 @@ fn a_run_that_waits_ends_when_somebody_else_applies() {
     let ran = apply.wait_with_output().unwrap();
     let said = String::from_utf8(ran.stderr).unwrap();
     assert_eq!(ran.status.code(), Some(5), "{said}");
-    assert!(said.contains("somebody else applied to it while this run waited"), "{said}");
+    assert!(said.contains("pool web: somebody else applied while this run waited"), "{said}");
     sandbox.pool(&["plan", "web.yaml", "--detailed-exitcode"]).exits(0);
 }
 
@@ -183,6 +247,10 @@ fn a_replacement_that_was_asked_for_waits_for_the_job_and_is_made_once() {
     let arguments = ["apply", "web.yaml", "--auto-approve", "--replace", "web[0]"];
     let apply = sandbox.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
     wait_until("it is drained", || workers(&server)[0]["draining"] == true);
+    // The server looks at the pool and heals it: what the run drained is not the server's to give away.
+    kill_worker(&server, "web-1-1");
+    wait_until("it is healed", || ready(&server).contains(&"web-1-2".into()));
+    assert_eq!(workers(&server)[0]["draining"], true);
     assert!(is_running(&lease));
     release(&server, &lease);
     let ran = apply.wait_with_output().unwrap();
@@ -190,6 +258,7 @@ fn a_replacement_that_was_asked_for_waits_for_the_job_and_is_made_once() {
     assert_eq!(ran.status.code(), Some(0), "{said}");
     assert!(said.contains("Apply complete! Resources: 1 added, 0 changed, 1 destroyed."), "{said}");
     assert!(ready(&server).contains(&"web-0-2".into()), "{:?}", ready(&server));
+    assert_eq!(workers(&server)[0]["cordoned"], false);
 }
 
 #[test]

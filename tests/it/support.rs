@@ -256,6 +256,7 @@ impl World {
             parallelism: 100,
             leased: pool::apply::Leased::Leave,
             unseen: pool::pool::Unseen::new(),
+            effort: pool::pool::Effort::PATIENT,
         }
     }
 

@@ -164,7 +164,8 @@ pub struct Listing {
 /// - `delete` succeeds when the worker is already gone, and takes along what the worker started.
 /// - `update` sets labels and tags to exactly what is asked.
 /// - `reset` ends whatever the worker ran and starts it anew, under its id and with its tags. Meanwhile
-///   `list` goes on to return it; a repeat after a dropped call does it again.
+///   `list` goes on to return it; a repeat after a dropped call does it again. A dropped call must not reset
+///   the worker once a later one has answered: a job may have it by then.
 /// - Errors are the named ones. A timeout or a lost answer is `UnknownOutcome`, never another.
 /// - Calls may be dropped half-way (the process is killed); what they started is found by `list`.
 ///

@@ -112,6 +112,7 @@ impl ClaimFolder {
         self.rewrite(claim)?;
         if self.buried(&claim.name)? >= claim.attempt {
             fs::remove_file(self.claim_path(&claim.name, claim.attempt))?;
+            remove_if_present(&self.reset_path(&claim.name, claim.attempt))?;
             return Ok(false);
         }
         Ok(true)
@@ -123,6 +124,16 @@ impl ClaimFolder {
         let file = private_file(&self.reset_path(name, attempt))?;
         file.lock()?;
         Ok(file)
+    }
+
+    /// The same without waiting: `None` while somebody resets the attempt.
+    pub fn try_lock_reset(&self, name: &WorkerName, attempt: u32) -> io::Result<Option<File>> {
+        let file = private_file(&self.reset_path(name, attempt))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     /// Returns whether somebody resets the attempt: whether or not it runs now, it will.
@@ -204,10 +215,15 @@ impl ClaimFolder {
         let all = self.read_all(Some(name))?;
         for claim in all.into_iter().filter(|claim| gone(claim.attempt)) {
             remove_if_present(&self.claim_path(name, claim.attempt))?;
-            remove_if_present(&self.reset_path(name, claim.attempt))?;
         }
+        let prefix = format!("{name}.");
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
+            let file = entry.file_name().into_string().unwrap_or_default();
+            let attempt = file.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".reset"));
+            if attempt.and_then(|text| text.parse().ok()).is_some_and(&gone) {
+                remove_if_present(&entry.path())?;
+            }
             if has_extension(&entry.path(), "deleted") {
                 let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
                 if age > TOMBSTONE_AGE {

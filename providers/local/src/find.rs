@@ -1,8 +1,8 @@
 //! Which workers of a deployment run: claims and `/proc`, joined.
 //!
 //! A claim whose process is alive is a worker, even when the program has overwritten its environment.
-//! A process whose `POOL_PROCESS` names itself is a worker, even when its claim is lost. A worker is
-//! gone only when both say so. What a worker started inherits its tags but not its pid: not a worker.
+//! A process whose `POOL_PROCESS` names itself is a worker, even when its claim is lost. One whose reset
+//! lock is held is on its way back. A worker is gone only when all three say so. What a worker started inherits its tags but not its pid: not a worker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -84,7 +84,12 @@ pub(crate) fn workers(
     }
     for (process, tags) in tagged(owner, None)? {
         if !claimed.contains(&process) {
-            workers.extend(from_tags(process, &tags));
+            // A reset may have come to its end meanwhile: then its claim was seen already.
+            let found = from_tags(process, &tags);
+            let is_new = |found: &ObservedWorker| {
+                !workers.iter().any(|known| known.provider_id == found.provider_id)
+            };
+            workers.extend(found.filter(is_new));
         }
     }
     Ok(workers)

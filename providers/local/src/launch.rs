@@ -30,8 +30,10 @@ use crate::stop::{self, Meant};
 pub(crate) enum Mission {
     /// Claim an attempt that nobody has.
     Start,
-    /// Stop what runs under the claim, with so many milliseconds of grace, and take it over.
-    Reset { owner: DeploymentId, grace_ms: u64 },
+    /// Stop the process that the claim named when the reset was asked for, with so many milliseconds of
+    /// grace, and take the claim over. When it names another one by now, somebody else has reset the worker
+    /// since, and a job may have it again.
+    Reset { owner: DeploymentId, grace_ms: u64, pid: i32, start_time: u64, boot_id: String },
 }
 
 /// What a launcher is asked to start.
@@ -104,12 +106,15 @@ fn launch(report: &mut File) -> io::Result<LaunchReport> {
     // Held until the program is executed: until then the worker is on its way, and nobody else resets it.
     let (known, _lock) = match &request.mission {
         Mission::Start => (request.claim, None),
-        Mission::Reset { owner, grace_ms } => {
+        Mission::Reset { owner, grace_ms, pid, start_time, boot_id } => {
             let asked = &request.claim;
             let lock = folder.lock_reset(&asked.name, asked.attempt)?;
             let Some(known) = folder.read(&asked.name, asked.attempt)? else {
                 return Ok(LaunchReport::Taken);
             };
+            if (known.pid, known.start_time, &known.boot_id) != (*pid, *start_time, boot_id) {
+                return Ok(LaunchReport::Taken);
+            }
             stop_all(&folder, owner, &known, Duration::from_millis(*grace_ms))?;
             (known, Some(lock))
         }

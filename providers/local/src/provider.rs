@@ -272,6 +272,12 @@ impl WorkerProvider for LocalProvider {
     async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
         let observed = self.get(&request.worker).await?;
         let folder = self.folder(&request.worker.owner);
+        // A reset rewrites the claim as well.
+        let lock = folder.try_lock_reset(&observed.name, observed.attempt);
+        let Some(_lock) = lock.map_err(|error| looking(&error))? else {
+            let why = format!("{} is being reset", observed.name);
+            return Err(ProviderError::Transient(why));
+        };
         let claim = folder.read(&observed.name, observed.attempt).map_err(|e| looking(&e))?;
         let claim = claim.ok_or_else(|| {
             ProviderError::NotFound(format!("{}: its claim file is lost", observed.name))
@@ -322,7 +328,8 @@ impl WorkerProvider for LocalProvider {
             spec_hash: known.spec_hash,
         };
         let grace_ms = u64::try_from(self.settings.stop_grace.as_millis()).unwrap_or(u64::MAX);
-        let mission = Mission::Reset { owner: owner.clone(), grace_ms };
+        let (pid, start_time, boot_id) = (known.pid, known.start_time, known.boot_id);
+        let mission = Mission::Reset { owner: owner.clone(), grace_ms, pid, start_time, boot_id };
         self.start(&again, &folder, mission).await
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Signals go through pidfds whose process is verified after opening, so a reused pid is never hit
 //! (pidfd_open(2)). Whatever carries the worker's tags, or shares its session while the worker itself
-//! still runs, belongs to it and is stopped with it.
+//! still runs, belongs to it and is stopped with it; a launcher that resets the worker only when that is asked.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -236,3 +236,45 @@ async fn a_worker_that_is_being_reset_is_listed_and_a_delete_takes_it_along() {
     assert_eq!(local.provider().list(&owner, None).await.unwrap().workers, []);
     assert!(!file.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_reset_leaves_a_worker_alone_that_somebody_reset_since() {
+    let local = Local::new();
+    let owner = DeploymentId::from_random([93; 16]);
+    let create = request(&local, &owner, "sleep 600");
+    let worker = local.provider().create(&create).await.unwrap();
+    let folder = local.root.path().join(owner.as_str());
+    let lock = std::fs::File::create(folder.join("t-0-1.1.reset")).unwrap();
+    lock.lock().unwrap();
+    let reference = WorkerRef { owner: owner.clone(), name: worker.name, provider_id: None };
+    let asked = ResetRequest { worker: reference.clone(), spec: create.spec.clone() };
+    let provider = local.provider();
+    let late = tokio::spawn(async move { provider.reset(&asked).await });
+    // It waits for the lock; the claim changes hands meanwhile.
+    while processes_with("POOL_RESET=1 ") == 0 && processes_with("POOL_RESET=1") == 0 {
+        tokio::task::yield_now().await;
+    }
+    let other = Command::new("sleep").arg("601").spawn().unwrap();
+    let claim = folder.join("t-0-1.1.claim");
+    let text = std::fs::read_to_string(&claim).unwrap();
+    let pid = format!("\"pid\":{}", worker.attributes["pid"]);
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", other.id())).unwrap();
+    let started = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(19).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(text.contains(&pid), "{text}");
+    value["pid"] = other.id().into();
+    value["start_time"] = started.parse::<u64>().unwrap().into();
+    std::fs::write(&claim, value.to_string()).unwrap();
+    drop(lock);
+    let reset = late.await.unwrap().unwrap();
+    assert_eq!(
+        reset.attributes["pid"],
+        other.id().to_string(),
+        "it is what somebody else made of it"
+    );
+    let mut other = other;
+    assert!(other.try_wait().unwrap().is_none(), "it was not stopped");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    local.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await.unwrap();
+}

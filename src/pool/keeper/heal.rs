@@ -147,8 +147,8 @@ async fn plan(keeper: &Keeper) -> Result<Plan, PoolError> {
         return Ok(planned.plan);
     }
     let options = PlanOptions { targets, allow_empty: true, ..PlanOptions::default() };
-    let (planned, unseen, blind) = reconciler.plan_what_is_seen(&desired, &options).await?;
-    keeper.set_unseen(unseen);
+    let (planned, failed, blind) = reconciler.plan_what_is_seen(&desired, &options).await?;
+    keeper.set_unseen(failed);
     for (pool, why) in blind {
         tracing::warn!(%pool, why, "a pool cannot be looked at");
         keeper.note(&pool, Some(why));
@@ -218,9 +218,18 @@ async fn under_lock(
         PlanOptions { targets: vec![target], allow_empty: true, ..PlanOptions::default() };
     let planned = reconciler.plan(&desired, &options, true).await?;
     let Some(own) = planned.plan.pools.iter().find(|plan| plan.pool == *pool) else {
-        return Err(StateError::Conflict(format!("pool {pool} is gone")).into());
+        let why = match reconciler.unseen.iter().next() {
+            Some((provider, _)) => format!("the provider {provider} cannot be listed"),
+            None => "it is gone".to_owned(),
+        };
+        return Err(StateError::Conflict(format!("pool {pool}: {why}")).into());
     };
-    let remedy = narrow(keeper, own).await?;
+    let mut remedy = narrow(keeper, own).await?;
+    // A run that waits for jobs drains their workers: that is not ours to lift.
+    if keeper.store.somebody_waits(pool).await? {
+        remedy.plan.settings.clear();
+        remedy.plan.unchanged.clear();
+    }
     if !planned.plan.refusals.is_empty() {
         return Err(PoolError::Refused(planned.plan.refusals));
     }
@@ -333,11 +342,11 @@ impl Keeper {
         recent.map(|(name, (_, why))| (name.clone(), why.clone())).collect()
     }
 
-    fn set_unseen(&self, unseen: BTreeMap<String, String>) {
+    fn set_unseen(&self, failed: BTreeMap<String, String>) {
         let mut all = self.unseen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        all.retain(|name, (since, _)| unseen.contains_key(name) && since.elapsed() < LOOK);
-        for (name, why) in unseen {
-            all.entry(name).or_insert_with(|| (Stopwatch::start(), why));
+        all.retain(|_, (since, _)| since.elapsed() < LOOK);
+        for (name, why) in failed {
+            all.insert(name, (Stopwatch::start(), why));
         }
     }
 

@@ -25,7 +25,7 @@ pub use self::files::Files;
 use super::desk::Desk;
 use super::providers::Providers;
 use super::vitals::Prober;
-use super::{PoolError, Reconciler, Secrets, StaticPoolManager, Watcher};
+use super::{Effort, PoolError, Reconciler, Secrets, StaticPoolManager, Watcher};
 use crate::apply::Leased;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::LoadedPool;
@@ -239,6 +239,7 @@ impl Keeper {
             // What is leased is looked at again when the lease ends.
             leased: Leased::Leave,
             unseen: self.unseen(),
+            effort: Effort::BRIEF,
         })
     }
 

@@ -12,9 +12,13 @@ use crate::config::RecycleConfig;
 use crate::probe::{self, Probed};
 use crate::state::leases::RECYCLE_ATTEMPTS;
 use crate::state::{StateError, Used, Watched};
+use crate::worker::Phase;
 
 /// How many workers are cleaned at a time.
 const PARALLEL: usize = 64;
+/// How long the first pause between two attempts is, and the longest.
+const BETWEEN: Duration = Duration::from_secs(1);
+const LONGEST_BETWEEN: Duration = Duration::from_secs(30);
 /// How soon a worker that was reset is probed again; doubled up to the check's interval.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// How often it is looked for workers that are to be cleaned, although nobody told.
@@ -57,25 +61,36 @@ async fn begin(keeper: &Keeper, permits: &Arc<Semaphore>) -> Result<(), StateErr
 
 async fn clean(keeper: &Keeper, used: &Used) -> Result<(), StateError> {
     let worker = &used.worker;
+    // Between the look at all of them and this one's turn it may have been cleaned, and leased again.
+    let now = keeper.store.watched(worker.row).await?;
+    let is_same = |now: &Watched| {
+        now.phase == Phase::Recycling && now.phase_since == worker.phase_since && !now.leased
+    };
+    if !now.as_ref().is_some_and(is_same) {
+        return Ok(());
+    }
     let mut last = "the pool does not say how".to_owned();
     for attempt in 1..=RECYCLE_ATTEMPTS {
         let Some(recycle) = &used.recycle else { break };
         match try_once(keeper, used, recycle).await {
             Ok(reset) => {
-                keeper.store.record_recycled(worker.row, reset).await?;
+                keeper.store.record_recycled(worker, reset).await?;
                 keeper.desk.glance();
                 return Ok(());
             }
-            Err(Unclean { why, hopeless }) => {
+            Err(Unclean { why, hopeless, wait }) => {
                 tracing::warn!(worker = %worker.name, attempt, why, "a worker was not cleaned");
                 last = why;
                 if hopeless {
                     break;
                 }
+                if attempt < RECYCLE_ATTEMPTS {
+                    sleep(wait.unwrap_or(BETWEEN * attempt).min(LONGEST_BETWEEN)).await;
+                }
             }
         }
     }
-    keeper.store.record_not_recycled(worker.row, last).await?;
+    keeper.store.record_not_recycled(worker, last).await?;
     keeper.look_again();
     Ok(())
 }
@@ -85,11 +100,13 @@ struct Unclean {
     why: String,
     /// Whether another one would fail as well.
     hopeless: bool,
+    /// When the provider asks to come back.
+    wait: Option<Duration>,
 }
 
 impl From<String> for Unclean {
     fn from(why: String) -> Self {
-        Self { why, hopeless: false }
+        Self { why, hopeless: false, wait: None }
     }
 }
 
@@ -120,7 +137,7 @@ async fn try_once(
 
 async fn reset(keeper: &Keeper, used: &Used) -> Result<ObservedWorker, Unclean> {
     let worker = &used.worker;
-    let hopeless = |why: String| Unclean { why, hopeless: true };
+    let hopeless = |why: String| Unclean { why, hopeless: true, wait: None };
     let provider = keeper.providers.get(&worker.provider).map_err(|error| error.to_string())?;
     if !provider.describe().resets {
         return Err(hopeless(format!("the provider `{}` resets no workers", worker.provider)));
@@ -147,7 +164,13 @@ async fn reset(keeper: &Keeper, used: &Used) -> Result<ObservedWorker, Unclean> 
         Err(error @ (ProviderError::NotFound(_) | ProviderError::InvalidSpec(_))) => {
             Err(hopeless(error.to_string()))
         }
-        Err(error) => Err(error.to_string().into()),
+        Err(error) => {
+            let wait = match &error {
+                ProviderError::RateLimited { retry_after, .. } => *retry_after,
+                _ => None,
+            };
+            Err(Unclean { why: error.to_string(), hopeless: false, wait })
+        }
     }
 }
 
@@ -164,7 +187,7 @@ async fn verify(keeper: &Keeper, worker: &Watched, starts: bool) -> Result<(), U
                 pause = (pause * 2).min(check.interval.get());
             }
             Ok(Probed::Failed(why)) => return Err(why.into()),
-            Ok(Probed::Gone(why)) => return Err(Unclean { why, hopeless: true }),
+            Ok(Probed::Gone(why)) => return Err(Unclean { why, hopeless: true, wait: None }),
             Err(error) => return Err(error.to_string().into()),
         }
     }

@@ -321,7 +321,7 @@ impl Watch {
                     return Ok(());
                 }
                 // Only the first failure in a row is written down.
-                if store.mark_suspect(row, Some(why)).await? {
+                if store.mark_suspect(seen, Some(why)).await? {
                     self.suspect(row, true);
                 }
             }
@@ -332,7 +332,7 @@ impl Watch {
                 }
             }
             (Probed::Passed, Verdict::Healthy, _) if worker.suspect => {
-                store.mark_suspect(row, None).await?;
+                store.mark_suspect(seen, None).await?;
                 self.suspect(row, false);
                 keeper.desk.glance();
             }

@@ -27,7 +27,7 @@ use crate::spec::{ObservedWorker, WorkerSpec};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the suite looks again.
 const PAUSE: Duration = Duration::from_millis(20);
-/// After how many milliseconds creates are abandoned, to find one in every stage.
+/// After how many milliseconds calls are abandoned, to find one in every stage.
 const ABANDONED_AFTER_MS: [u64; 6] = [0, 1, 2, 4, 8, 16];
 
 /// A provider under test.
@@ -191,15 +191,13 @@ impl<S: Subject> Trial<'_, S> {
         if let Ok(listed) = timeout(settle + PATIENCE, looking).await {
             listed
         } else {
-            {
-                let found: Vec<String> = self
-                    .list()
-                    .await?
-                    .iter()
-                    .map(|w| format!("{} {}", w.name, w.provider_id))
-                    .collect();
-                Err(format!("expected {count} workers in the listing, found {found:?}"))
-            }
+            let found: Vec<String> = self
+                .list()
+                .await?
+                .iter()
+                .map(|w| format!("{} {}", w.name, w.provider_id))
+                .collect();
+            Err(format!("expected {count} workers in the listing, found {found:?}"))
         }
     }
 
