@@ -240,7 +240,9 @@ fn a_run_that_waits_ends_when_somebody_else_applies() {
 #[test]
 fn a_replacement_that_was_asked_for_waits_for_the_job_and_is_made_once() {
     let sandbox = Sandbox::new();
-    sandbox.write("web.yaml", POOL);
+    // Without a surge the old worker goes first: meanwhile it looks like one that nothing is to happen to.
+    let pool = format!("{POOL}update: {{max_surge: 0, max_unavailable: 1}}\n");
+    sandbox.write("web.yaml", &pool);
     sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
     let server = Server::start(&sandbox, &[]);
     let lease = server.acquire("web");
