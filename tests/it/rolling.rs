@@ -1,7 +1,6 @@
 //! A server and `pool apply` beside it, and files that change under a server: jobs keep their workers.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -55,27 +54,23 @@ fn a_new_image_is_rolled_out_around_a_job_and_no_leased_worker_dies() {
         plan.contains("when the lease of web-0-1 has ended; waits for that at most 1h"),
         "{plan}"
     );
-    let mut apply = sandbox
-        .command(&["apply", "web.yaml", "--auto-approve"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut apply = sandbox.beside(&["apply", "web.yaml", "--auto-approve"]);
     // Those that nobody has are replaced first; the leased one waits, and is given to nobody else.
     wait_until("the others are new", || {
         let all = ready(&server);
         all.contains(&"web-1-2".into()) && all.contains(&"web-2-2".into())
     });
     let mut said = String::new();
-    BufReader::new(apply.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    let errors = apply.0.as_mut().unwrap().stderr.as_mut().unwrap();
+    BufReader::new(errors).read_line(&mut said).unwrap();
     assert!(said.contains("waiting for me, whose lease lasts until"), "{said}");
     wait_until("it is drained", || workers(&server)[0]["draining"] == true);
     assert!(is_running(&lease));
-    assert!(apply.try_wait().unwrap().is_none(), "the run waits for the job");
+    assert!(apply.runs(), "the run waits for the job");
     let other = server.acquire("web");
     assert_eq!(other["generation"], 2, "new jobs get new workers: {other}");
     release(&server, &lease);
-    assert_eq!(apply.wait().unwrap().code(), Some(0));
+    apply.ends().exits(0);
     assert!(ready(&server).contains(&"web-0-2".into()), "{:?}", ready(&server));
     assert!(is_running(&other), "a job that came meanwhile keeps its new worker");
     sandbox.pool(&["plan", "web.yaml", "--detailed-exitcode"]).exits(0);
@@ -129,20 +124,14 @@ fn what_breaks_while_a_run_waits_for_a_job_is_healed_meanwhile() {
     let server = Server::start(&sandbox, &[]);
     let lease = server.acquire("web");
     sandbox.write("web.yaml", &changed(POOL));
-    let mut apply = sandbox
-        .command(&["apply", "web.yaml", "--auto-approve"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut apply = sandbox.beside(&["apply", "web.yaml", "--auto-approve"]);
     wait_until("the others are new", || ready(&server).contains(&"web-2-2".into()));
     kill_worker(&server, "web-1-2");
     wait_until("it is replaced", || ready(&server).contains(&"web-1-3".into()));
     assert!(is_running(&lease));
-    assert!(apply.try_wait().unwrap().is_none(), "the run still waits for the job");
+    assert!(apply.runs(), "the run still waits for the job");
     release(&server, &lease);
-    let ran = apply.wait_with_output().unwrap();
-    let said = String::from_utf8(ran.stdout).unwrap();
-    assert_eq!(ran.status.code(), Some(0), "{said}");
+    let said = apply.ends().exits(0).stdout;
     assert!(said.contains("Apply complete! Resources: 3 added, 0 changed, 3 destroyed."), "{said}");
     sandbox.pool(&["plan", "web.yaml", "--detailed-exitcode"]).exits(0);
 }
@@ -157,11 +146,7 @@ fn a_run_that_waits_in_one_pool_holds_no_other_pool() {
     let lease = server.acquire("web");
     sandbox.write("both/web.yaml", &changed(POOL));
     sandbox.write("both/api.yaml", &changed(&POOL.replace("pool_id: web", "pool_id: api")));
-    let apply = sandbox
-        .command(&["apply", "both", "--auto-approve"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let apply = sandbox.beside(&["apply", "both", "--auto-approve"]);
     wait_until("all others are new", || {
         let all = ready(&server);
         ["web-1-2", "web-2-2", "api-0-2", "api-1-2", "api-2-2"]
@@ -172,9 +157,7 @@ fn a_run_that_waits_in_one_pool_holds_no_other_pool() {
     wait_until("it is healed", || ready(&server).contains(&"api-1-3".into()));
     assert!(is_running(&lease));
     release(&server, &lease);
-    let ran = apply.wait_with_output().unwrap();
-    let said = String::from_utf8(ran.stdout).unwrap();
-    assert_eq!(ran.status.code(), Some(0), "{said}");
+    let said = apply.ends().exits(0).stdout;
     assert!(said.contains("Apply complete! Resources: 6 added, 0 changed, 6 destroyed."), "{said}");
 }
 
@@ -214,12 +197,7 @@ fn a_run_that_waits_ends_when_somebody_else_applies() {
     let server = Server::start(&sandbox, &[]);
     let lease = server.acquire("web");
     sandbox.write("web.yaml", &changed(POOL));
-    let apply = sandbox
-        .command(&["apply", "web.yaml", "--auto-approve"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let apply = sandbox.beside(&["apply", "web.yaml", "--auto-approve"]);
     wait_until("it waits", || {
         let all = workers(&server);
         all[0]["draining"] == true && ready(&server).contains(&"web-2-2".into())
@@ -230,9 +208,7 @@ fn a_run_that_waits_ends_when_somebody_else_applies() {
     sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
     assert!(ready(&server).contains(&"web-0-1".into()), "it is wanted again");
     release(&server, &lease);
-    let ran = apply.wait_with_output().unwrap();
-    let said = String::from_utf8(ran.stderr).unwrap();
-    assert_eq!(ran.status.code(), Some(5), "{said}");
+    let said = apply.ends().exits(5).stderr;
     assert!(said.contains("pool web: somebody else applied while this run waited"), "{said}");
     sandbox.pool(&["plan", "web.yaml", "--detailed-exitcode"]).exits(0);
 }
@@ -247,7 +223,7 @@ fn a_replacement_that_was_asked_for_waits_for_the_job_and_is_made_once() {
     let server = Server::start(&sandbox, &[]);
     let lease = server.acquire("web");
     let arguments = ["apply", "web.yaml", "--auto-approve", "--replace", "web[0]"];
-    let apply = sandbox.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let apply = sandbox.beside(&arguments);
     wait_until("it is drained", || workers(&server)[0]["draining"] == true);
     // The server looks at the pool and heals it: what the run drained is not the server's to give away.
     kill_worker(&server, "web-1-1");
@@ -255,9 +231,7 @@ fn a_replacement_that_was_asked_for_waits_for_the_job_and_is_made_once() {
     assert_eq!(workers(&server)[0]["draining"], true);
     assert!(is_running(&lease));
     release(&server, &lease);
-    let ran = apply.wait_with_output().unwrap();
-    let said = String::from_utf8(ran.stdout).unwrap();
-    assert_eq!(ran.status.code(), Some(0), "{said}");
+    let said = apply.ends().exits(0).stdout;
     assert!(said.contains("Apply complete! Resources: 1 added, 0 changed, 1 destroyed."), "{said}");
     assert!(ready(&server).contains(&"web-0-2".into()), "{:?}", ready(&server));
     assert_eq!(workers(&server)[0]["cordoned"], false);

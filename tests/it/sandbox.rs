@@ -34,7 +34,39 @@ impl Ran {
     }
 }
 
+/// A command that runs beside a test, and ends with it: one that is left behind would keep the runner waiting.
+pub(crate) struct Beside(pub(crate) Option<Child>);
+
+impl Beside {
+    /// Returns whether it still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.0.as_mut().unwrap().try_wait().unwrap().is_none()
+    }
+
+    /// Waits for its end; returns its exit code, and what it printed.
+    pub(crate) fn ends(mut self) -> Ran {
+        let output = self.0.take().unwrap().wait_with_output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        Ran { code: output.status.code(), stdout, stderr }
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ended = child.kill().and_then(|()| child.wait());
+        }
+    }
+}
+
 impl Sandbox {
+    /// Begins a command beside the test.
+    pub(crate) fn beside(&self, arguments: &[&str]) -> Beside {
+        let mut command = self.command(arguments);
+        Beside(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+
     pub(crate) fn new() -> Self {
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let environment = BTreeMap::from([
