@@ -294,7 +294,9 @@ fn report(context: &Context, outcomes: &[PoolOutcome], mode: PlanMode, json: boo
         text.push_str(&format!("{} {hint}\n", printer.error_look.strong("hint:")));
     }
     let rest = if skipped > 0 { format!(", {skipped} not begun") } else { String::new() };
-    text.push_str(&format!("{failed} failed{rest}; run again to go on from here\n"));
+    let is_overtaken = matches!(stopped, Some(StateError::Overtaken { .. }));
+    let again = if is_overtaken { "" } else { "; run again to go on from here" };
+    text.push_str(&format!("{failed} failed{rest}{again}\n"));
     printer.error(&text);
     // Nothing was begun under a plan that no longer holds: that is stale, not partly applied.
     let nothing_begun = done == Summary::default() && failed == 0;

@@ -218,7 +218,10 @@ fn holder(context: &Context, wanted: &WantedArgs) -> String {
     if let Some(holder) = &wanted.holder {
         return holder.clone();
     }
-    let user = context.world.environment.get("USER").map_or("somebody", String::as_str);
+    let named = ["USER", "LOGNAME"].iter().find_map(|name| context.world.environment.get(*name));
+    // Neither is set in containers, by cron, or by systemd for root.
+    let user =
+        named.cloned().unwrap_or_else(|| format!("uid-{}", rustix::process::getuid().as_raw()));
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{user}@{}", host.trim())
 }

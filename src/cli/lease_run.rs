@@ -29,6 +29,10 @@ use crate::config::HumanDuration;
 const GRACE: Duration = Duration::from_secs(10);
 /// How soon a renewal or release is tried again that the server did not answer.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// How often a lease is renewed at least.
+const LOOK: Duration = Duration::from_secs(15);
+/// After how long of waiting for a worker it is said.
+const MENTION: Duration = Duration::from_secs(1);
 /// How often a release is tried: what is not released expires.
 const RELEASES: u32 = 5;
 
@@ -78,9 +82,17 @@ pub(super) async fn run(context: &Context, arguments: &Run) -> Result<Exit, CliE
     let body = request(context, &arguments.wanted, 1, wait)?;
     // From here on signals are the command's; until it runs they end the waiting.
     let mut signals = Signals::listen(context.world.stdin_is_terminal)?;
-    let answer = tokio::select! {
-        answer = client.acquire(&body, wait, None) => answer?,
-        (signal, _) = signals.arrived() => return Ok(stopped_by(signal)),
+    let mut asking = Box::pin(client.acquire(&body, wait, None));
+    let mut mentioned = false;
+    let answer = loop {
+        tokio::select! {
+            answer = &mut asking => break answer?,
+            (signal, _) = signals.arrived() => return Ok(stopped_by(signal)),
+            () = sleep(MENTION), if !mentioned => {
+                mentioned = true;
+                context.printer.note(&format!("waiting for a worker, at most {}", arguments.wait));
+            }
+        }
     };
     let held = Held::of(&answer["leases"][0], arguments.wanted.ttl())
         .context("the server's answer is not a lease")?;
@@ -151,7 +163,9 @@ async fn hold(
 
 /// Renews the lease until it is lost; says why.
 async fn renew(context: &Context, client: &Client, held: &Held) -> String {
-    let every = held.ttl / 3;
+    // Often enough to notice soon that somebody else ended it.
+    let every = (held.ttl / 3).min(LOOK);
+    let mut trouble = None;
     let mut expires_at = held.expires_at;
     let mut pause = every;
     loop {
@@ -162,6 +176,12 @@ async fn renew(context: &Context, client: &Client, held: &Held) -> String {
                 let told = lease["expires_at"].as_str().and_then(|at| at.parse().ok());
                 expires_at = told.unwrap_or(expires_at);
                 pause = every;
+                let now = lease["trouble"].as_str().map(str::to_owned);
+                if let Some(why) = now.as_ref().filter(|_| now != trouble) {
+                    let worker = &held.worker;
+                    context.printer.note(&format!("warning: worker {worker}: {why}"));
+                }
+                trouble = now;
             }
             Err(ClientError::Refused(refusal)) if matches!(refusal.status, 404 | 410 | 412) => {
                 return refusal.to_string();

@@ -296,11 +296,18 @@ fn wanted_types(kind: &TypeKind) -> String {
     names.iter().map(article).collect::<Vec<_>>().join(" or ")
 }
 
+/// How much of a text a message repeats, in characters.
+const LONGEST_SHOWN: usize = 60;
+
 fn type_name(value: &Value) -> String {
     match value {
         Value::Null => "empty".to_owned(),
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "a mapping".to_owned(),
+        Value::String(text) if text.chars().count() > LONGEST_SHOWN => {
+            let begin: String = text.chars().take(LONGEST_SHOWN).collect();
+            format!("a text that begins with {begin:?}")
+        }
         Value::String(text) => format!("the text {text:?}"),
         Value::Number(number) => format!("the number {number}"),
         Value::Bool(value) => format!("`{value}`"),

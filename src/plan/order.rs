@@ -9,7 +9,8 @@
 //! 4. and on: workers that serve, those that are leased last, are replaced in batches of `max_surge` create-first and
 //!    `max_unavailable` destroy-first. Where the provider has no room for a surge, one at a time is
 //!    replaced destroy-first: better than never (Karpenter's static pools wait for ever there,
-//!    karpenter-provider-aws#8873);
+//!    karpenter-provider-aws#8873). A worker that a job still has beside its successor counts as surge: when
+//!    nothing of it is left, such workers go first, in wave 3;
 //! 5. what is given up and leased is deleted, when its lease has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,7 +66,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
     }
     needs.retain(|need| pool.input.targets_slot(pool.id, need.slot));
     unchanged.retain(|kept: &KeptWorker| pool.input.targets_slot(pool.id, kept.slot));
-    let batches = pool.batches(&slots);
+    let batches = pool.batches(&slots, &needs);
     let mut specs_before: Vec<Spec> = Vec::new();
     let steps = waves(needs, batches, &mut specs_before);
     let desired = pool.desired;
@@ -102,6 +103,8 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
 struct Batches {
     create_first: u32,
     destroy_first: u32,
+    /// Whether nothing may be replaced before workers go that others have replaced already.
+    is_used_up: bool,
 }
 
 impl<'a> PoolInput<'a> {
@@ -275,15 +278,21 @@ impl<'a> PoolInput<'a> {
         }
     }
 
-    fn batches(&self, slots: &Slots<'a>) -> Batches {
+    fn batches(&self, slots: &Slots<'a>, needs: &[Need<'_>]) -> Batches {
         let Some(desired) = self.desired else {
-            return Batches { create_first: 0, destroy_first: 0 };
+            return Batches { create_first: 0, destroy_first: 0, is_used_up: false };
         };
         let update = &desired.config.update;
         let surge = update.max_surge.of_rounded_up(desired.size).min(self.room(slots));
         let unavailable = update.max_unavailable.of_rounded_down(desired.size);
         let stuck = surge == 0 && unavailable == 0;
-        Batches { create_first: surge, destroy_first: if stuck { 1 } else { unavailable } }
+        let destroy_first = if stuck { 1 } else { unavailable };
+        // What earlier runs brought, and whose predecessor a job still has, is surge already.
+        let still_leased = needs.iter().filter(|need| is_still_leased(need)).count();
+        let left = surge.saturating_sub(u32::try_from(still_leased).unwrap_or(u32::MAX));
+        let is_used_up = left == 0 && surge > 0 && destroy_first == 0;
+        let create_first = if is_used_up { surge } else { left };
+        Batches { create_first, destroy_first, is_used_up }
     }
 
     /// Returns how many workers the provider has room for beyond those that exist.
@@ -322,8 +331,9 @@ impl<'a> PoolInput<'a> {
                 })
         };
         let serving = count(slots.by_number.values().filter(serves).count());
+        let surge = if batches.is_used_up { 0 } else { batches.create_first };
         Budget {
-            max_total: live.max(size).saturating_add(batches.create_first),
+            max_total: live.max(size).saturating_add(surge),
             min_ready: size.saturating_sub(batches.destroy_first).min(serving),
         }
     }
@@ -383,6 +393,16 @@ impl Fits {
     }
 }
 
+/// Returns whether a step has to wait for a job.
+fn waits(need: &Need<'_>) -> bool {
+    need.reap.iter().chain(&need.delete).any(|old| old.leased)
+}
+
+/// Returns whether a step deletes a worker that a job still has although another one took its place.
+fn is_still_leased(need: &Need<'_>) -> bool {
+    need.action == Action::Delete && need.reason.is_left_behind() && waits(need)
+}
+
 /// Ranks a slot by what would be lost with it: the lowest goes first.
 fn worth(slot: &SlotInput<'_>) -> u8 {
     let of = |occupant: &Occupant<'_>| match occupant.condition {
@@ -404,8 +424,8 @@ fn worth(slot: &SlotInput<'_>) -> u8 {
 /// Puts what is needed into waves.
 fn waves(mut needs: Vec<Need<'_>>, batches: Batches, specs_before: &mut Vec<Spec>) -> Vec<Step> {
     // Those who have to wait for a job come last: nobody waits behind them.
-    let waits = |need: &Need<'_>| need.reap.iter().chain(&need.delete).any(|old| old.leased);
     let rank = |need: &Need<'_>| match need.action {
+        Action::Delete if batches.is_used_up && is_still_leased(need) => 2,
         Action::Delete if waits(need) => 4,
         Action::Delete if need.reason.is_left_behind() => 0,
         Action::Delete => 2,
@@ -432,7 +452,8 @@ fn waves(mut needs: Vec<Need<'_>>, batches: Batches, specs_before: &mut Vec<Spec
             }
         }
         in_wave += 1;
-        steps.push(step(need, wave, rank == 3, specs_before));
+        let makes_room = batches.is_used_up && is_still_leased(&need);
+        steps.push(step(need, wave, rank == 3 || makes_room, specs_before));
     }
     steps
 }

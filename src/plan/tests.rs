@@ -410,6 +410,16 @@ fn scale_in_goes_on_with_those_that_were_given_up_already() {
 }
 
 #[test]
+fn a_surge_that_a_job_still_needs_is_not_made_again() {
+    Case::default().check(
+        "0.1 ready b leased \n 0.2 ready a \n 1.1 ready b leased \n 2.1 ready b leased",
+        "1 delete 0 delete_because_superseded -1
+         2 replace+- 1 replace_because_spec_changed +2 -1
+         3 replace+- 2 replace_because_spec_changed +2 -1",
+    );
+}
+
+#[test]
 fn scale_in_comes_before_rolling_replacement() {
     Case { size: 1, image: "b", ..Case::default() }.check(
         "0.1 ready a\n1.1 ready a",

@@ -26,6 +26,8 @@ use crate::worker::{Address, Generation, Phase, PoolId, Slot};
 
 /// How often it is looked whether a job gave its worker back.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often it is looked whether somebody else applied.
+const COMPARE: Duration = Duration::from_secs(1);
 /// How long the locks are free at least between two rounds: each lists the providers' workers.
 const ROUND: Duration = Duration::from_millis(500);
 
@@ -140,10 +142,17 @@ impl Rounds<'_> {
     }
 
     /// Returns once a job gave its worker back, or somebody's time is over: who has workers then.
-    async fn wait(&self, waiting: &Waiting) -> Result<BTreeSet<(PoolId, WorkerKey)>, StateError> {
-        let store = &self.reconciler.store;
-        let mut renewed = Stopwatch::start();
+    async fn wait(
+        &mut self,
+        waiting: &Waiting,
+    ) -> Result<BTreeSet<(PoolId, WorkerKey)>, StateError> {
+        let store = self.reconciler.store.clone();
+        let (mut renewed, mut compared) = (Stopwatch::start(), Stopwatch::start());
         loop {
+            if compared.elapsed() >= COMPARE {
+                self.end_overtaken().await?;
+                compared = Stopwatch::start();
+            }
             // Where no server is there to end leases that are over, the run does; as late as a server that
             // was just started would.
             if !store.is_served().await? {
@@ -151,7 +160,7 @@ impl Rounds<'_> {
             }
             let leased = store.leased().await?;
             let is_free = self.rests.iter().any(|(pool, rest)| rest.has_a_free_one(pool, &leased));
-            if is_free || self.since.elapsed() >= self.nearest() {
+            if is_free || self.rests.is_empty() || self.since.elapsed() >= self.nearest() {
                 return Ok(leased);
             }
             if renewed.elapsed() >= holder::HEARTBEAT {
@@ -160,6 +169,32 @@ impl Rounds<'_> {
             }
             sleep(LOOK).await;
         }
+    }
+
+    /// Ends the run in pools that somebody else applied to: what was approved may no longer be meant.
+    async fn end_overtaken(&mut self) -> Result<(), StateError> {
+        let summaries = self.reconciler.store.summaries().await?;
+        let mut overtaken = Vec::new();
+        for (pool, rest) in &mut self.rests {
+            let summary = summaries.iter().find(|summary| summary.pool == *pool);
+            let applied = summary.and_then(|summary| summary.applied.as_ref());
+            if applied.map(|(config, ..)| config) == rest.applied.as_ref() {
+                continue;
+            }
+            let by = match applied {
+                Some((_, at, origin)) => format!("from {origin} at {at:.0}"),
+                None => "it is removed".to_owned(),
+            };
+            // Its steps are nobody's any more.
+            rest.outcome.skipped += u32::try_from(rest.outcome.held.len()).unwrap_or(u32::MAX);
+            rest.outcome.held.clear();
+            rest.outcome.stopped_by = Some(StateError::Overtaken { pool: pool.clone(), by });
+            overtaken.push(pool.clone());
+        }
+        for pool in overtaken {
+            self.end(&pool);
+        }
+        Ok(())
     }
 
     fn nearest(&self) -> Duration {
@@ -184,13 +219,9 @@ impl Rounds<'_> {
     /// Plans what is left, and does it.
     async fn go_on(&mut self) -> Result<(), StateError> {
         let pools: Vec<PoolId> = self.rests.keys().cloned().collect();
-        for pool in &pools {
-            let Some(rest) = self.rests.get_mut(pool) else { continue };
-            if self.reconciler.store.applied_config(pool).await? != rest.applied {
-                let why = format!("pool {pool}: somebody else applied while this run waited");
-                rest.outcome.unsure = Some(why);
-                self.end(pool);
-            }
+        self.end_overtaken().await?;
+        if self.rests.is_empty() {
+            return Ok(());
         }
         let (next, mut outcomes) = match self.carry_out().await {
             Ok(went) => went,

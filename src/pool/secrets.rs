@@ -1,4 +1,5 @@
-//! Reads secrets where a config says they are: to hash them when planning, to use them when creating.
+//! Reads secrets where a config says they are: to hash them when planning, to use them when creating
+//! or resetting a worker.
 //!
 //! A secret's value goes to the provider's call and nowhere else.
 

@@ -71,10 +71,18 @@ async fn refused(served: &Served, error: AcquireError, pool: Option<PoolId>) -> 
             for (phase, count) in &summary.phases {
                 *phases.entry(phase.to_string()).or_default() += count;
             }
-            // A leased worker is told as leased, and not as ready as well.
-            *phases.entry("leased".to_owned()).or_default() += summary.leased;
+            // What is ready and cannot be had is told as what keeps it, and not as ready as well.
+            let kept = [
+                ("leased", summary.leased),
+                ("cordoned", summary.cordoned),
+                ("suspect", summary.suspect),
+            ];
+            for (why, count) in kept.into_iter().filter(|(_, count)| *count > 0) {
+                *phases.entry(why.to_owned()).or_default() += count;
+            }
+            let kept = summary.leased_ready + summary.cordoned + summary.suspect;
             let ready = phases.entry("ready".to_owned()).or_default();
-            *ready = ready.saturating_sub(summary.leased_ready);
+            *ready = ready.saturating_sub(kept);
         }
         problem.0.phases = phases;
     }

@@ -67,6 +67,14 @@ pub enum StateError {
         /// What moved, in words.
         what: String,
     },
+    /// Somebody else applied to the pool while a run waited for jobs.
+    #[error("somebody else applied to the pool {pool} while this run waited ({by})")]
+    Overtaken {
+        /// The pool.
+        pool: PoolId,
+        /// What was applied, in words.
+        by: String,
+    },
     /// The operation would break a bound of the run.
     #[error("the pool {pool} must keep {bound}")]
     Budget {
@@ -121,6 +129,9 @@ impl StateError {
             }
             Self::Fenced(_) => "run again to see where things stand".to_owned(),
             Self::Moved { .. } => "make a new plan".to_owned(),
+            Self::Overtaken { .. } => {
+                "make a new plan; running this one again would undo theirs".to_owned()
+            }
             Self::Budget { .. } => "run again once the pool's workers are ready".to_owned(),
             Self::Leased(_) => "run again once its lease has ended".to_owned(),
             Self::Served { .. } => {

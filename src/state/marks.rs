@@ -60,6 +60,10 @@ pub struct PoolSummary {
     pub leased_ready: u32,
     /// How many could be leased, freshness apart.
     pub free: u32,
+    /// How many are ready and free, and get no lease because somebody or something keeps them from it.
+    pub cordoned: u32,
+    /// How many are ready and free, and get no lease before a probe passes.
+    pub suspect: u32,
     /// How many are in their phase for longer than they should be.
     pub overdue: u32,
 }
@@ -249,12 +253,16 @@ fn summaries(
             leased: 0,
             leased_ready: 0,
             free: 0,
+            cordoned: 0,
+            suspect: 0,
             overdue: 0,
         });
     }
     let sql = "SELECT pool, phase, count(*), count(lease),
                    sum(phase = 'ready' AND cordoned = 0 AND suspect = 0 AND lease IS NULL),
-                   sum(coalesce(phase_deadline < ?1, 0))
+                   sum(coalesce(phase_deadline < ?1, 0)),
+                   sum(phase = 'ready' AND lease IS NULL AND cordoned <> 0),
+                   sum(phase = 'ready' AND lease IS NULL AND cordoned = 0 AND suspect <> 0)
                FROM worker WHERE phase <> 'deleted' GROUP BY pool, phase";
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([to_ms(now)])?;
@@ -272,6 +280,8 @@ fn summaries(
             }
             summary.free += row.get::<_, u32>(4)?;
             summary.overdue += row.get::<_, u32>(5)?;
+            summary.cordoned += row.get::<_, u32>(6)?;
+            summary.suspect += row.get::<_, u32>(7)?;
         }
     }
     Ok(summaries)

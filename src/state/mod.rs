@@ -156,7 +156,7 @@ impl Store {
         faults: Option<Box<dyn CommitFaults>>,
     ) -> Result<Self, StateError> {
         let OpenOptions { path, when_missing, clock, entropy, what, check } = options;
-        let ephemeral = when_missing == WhenMissing::Pretend && !path.exists();
+        let ephemeral = when_missing == WhenMissing::Pretend && !open::exists(path)?;
         let connection = open::open(path, when_missing, open::MIGRATIONS, &entropy, check)?;
         let (deployment, secret_key) = load::identity(&connection, path)?;
         let id: String = entropy.bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();

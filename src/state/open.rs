@@ -63,7 +63,7 @@ pub(super) fn open(
     entropy: &Entropy,
     check: Check,
 ) -> Result<Connection, StateError> {
-    let exists = path.exists();
+    let exists = exists(path)?;
     if !exists && when_missing == WhenMissing::Refuse {
         return Err(StateError::Missing(path.to_owned()));
     }
@@ -84,7 +84,7 @@ fn open_once(
     entropy: &Entropy,
     check: Check,
 ) -> Result<Connection, StateError> {
-    let exists = path.exists();
+    let exists = exists(path)?;
     let pretend = !exists && when_missing == WhenMissing::Pretend;
     if !exists && !pretend {
         create_file(path)?;
@@ -96,6 +96,16 @@ fn open_once(
     }
     migrate(&mut connection, path, migrations, entropy)?;
     Ok(connection)
+}
+
+/// Returns whether there is a file. One that cannot be seen is not one that is not there: a plan would make a
+/// second fleet.
+pub(super) fn exists(path: &Path) -> Result<bool, StateError> {
+    let unopenable = |error: std::io::Error| StateError::Unopenable {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    path.try_exists().map_err(unopenable)
 }
 
 fn create_file(path: &Path) -> Result<(), StateError> {

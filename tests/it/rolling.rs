@@ -137,6 +137,27 @@ fn what_breaks_while_a_run_waits_for_a_job_is_healed_meanwhile() {
 }
 
 #[test]
+fn runs_that_are_repeated_bring_no_second_surge() {
+    let sandbox = Sandbox::new();
+    let short = format!("{POOL}update: {{drain_timeout: 200ms}}\n");
+    sandbox.write("web.yaml", &short);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let leases = ["a", "b", "c"].map(|_| server.acquire("web"));
+    sandbox.write("web.yaml", &changed(&short));
+    for _ in 0..3 {
+        sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(5);
+        assert_eq!(workers(&server).len(), 4, "{:?}", workers(&server));
+    }
+    for lease in &leases {
+        assert!(is_running(lease));
+        release(&server, lease);
+    }
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    wait_until("all are new", || ready(&server).len() == 3);
+}
+
+#[test]
 fn a_run_that_waits_in_one_pool_holds_no_other_pool() {
     let sandbox = Sandbox::new();
     sandbox.write("both/web.yaml", POOL);
@@ -207,9 +228,13 @@ fn a_run_that_waits_ends_when_somebody_else_applies() {
     sandbox.write("web.yaml", &bigger);
     sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
     assert!(ready(&server).contains(&"web-0-1".into()), "it is wanted again");
-    release(&server, &lease);
+    // It need not wait for the job to see that.
     let said = apply.ends().exits(5).stderr;
-    assert!(said.contains("pool web: somebody else applied while this run waited"), "{said}");
+    let why = "somebody else applied to the pool web while this run waited (from web.yaml:2:1 at";
+    assert!(said.contains(why), "{said}");
+    assert!(said.contains("running this one again would undo theirs"), "{said}");
+    assert!(!said.contains("run again to go on"), "{said}");
+    release(&server, &lease);
     sandbox.pool(&["plan", "web.yaml", "--detailed-exitcode"]).exits(0);
 }
 

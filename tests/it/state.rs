@@ -108,6 +108,20 @@ fn a_state_that_cannot_be_opened_is_refused() {
     assert!(ran.stderr.contains("cannot open the state"), "{}", ran.stderr);
 }
 
+#[test]
+fn a_state_that_may_not_be_seen_is_not_taken_for_none() {
+    let sandbox = applied();
+    let script = "chmod 711 . && mkdir -m 755 bin && cp $(command -v pool) bin/ && \
+        if [ \"$(id -u)\" = 0 ]; then chmod 700 .pool && as='setpriv --reuid 65534 --clear-groups'; \
+        else chmod 000 .pool; fi; \
+        $as bin/pool plan ci.yaml; echo \"plan $?\"; $as bin/pool status; echo \"status $?\"; chmod 700 .pool";
+    let ran = sandbox.shell(script);
+    assert!(ran.stdout.contains("plan 1") && ran.stdout.contains("status 1"), "{ran:?}");
+    let told =
+        ran.stderr.matches("cannot open the state .pool/state.db: Permission denied").count();
+    assert_eq!(told, 2, "{ran:?}");
+}
+
 /// Root may write read-only files, so this needs a read-only mount; a user gets there by `chmod`.
 #[test]
 fn a_read_only_state_is_refused_before_any_call() {

@@ -268,7 +268,10 @@ async fn finish(keeper: &Keeper, remedy: &Remedy, outcomes: &[PoolOutcome]) -> O
         )
         .collect();
     let stopped = remedy.stopped.map(|(broken, limit)| {
-        format!("{broken} workers are broken, more than max_unhealthy ({limit}): none is replaced")
+        format!(
+            "{broken} workers are broken, more than max_unhealthy ({limit}): none is replaced; mend what broke \
+             them, or have `pool apply` replace them all the same"
+        )
     });
     let error = failures.first().cloned().or(stopped);
     if let Some(error) = &error {
