@@ -7,6 +7,15 @@ use serde_json::{Value, json};
 use crate::sandbox::{Sandbox, pause, wait_until};
 use crate::serve::{POOL, Server};
 
+/// A pool that is applied and served.
+fn served(yaml: &str) -> (Sandbox, Server) {
+    let sandbox = Sandbox::new();
+    sandbox.write("web.yaml", yaml);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    (sandbox, server)
+}
+
 fn workers(server: &Server) -> Vec<Value> {
     server.get("/v1/workers")["workers"].as_array().unwrap().clone()
 }
@@ -43,10 +52,7 @@ fn changed(yaml: &str) -> String {
 
 #[test]
 fn a_new_image_is_rolled_out_around_a_job_and_no_leased_worker_dies() {
-    let sandbox = Sandbox::new();
-    sandbox.write("web.yaml", POOL);
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
-    let server = Server::start(&sandbox, &[]);
+    let (sandbox, server) = served(POOL);
     let lease = server.acquire("web");
     sandbox.write("web.yaml", &changed(POOL));
     let plan = sandbox.pool(&["plan", "web.yaml"]).exits(0).stdout;
@@ -78,11 +84,8 @@ fn a_new_image_is_rolled_out_around_a_job_and_no_leased_worker_dies() {
 
 #[test]
 fn a_run_that_waited_long_enough_says_who_has_what_and_the_server_goes_on() {
-    let sandbox = Sandbox::new();
     let short = format!("{POOL}update: {{drain_timeout: 200ms}}\n");
-    sandbox.write("web.yaml", &short);
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
-    let server = Server::start(&sandbox, &[]);
+    let (sandbox, server) = served(&short);
     let (first, second) = (server.acquire("web"), server.acquire("web"));
     sandbox.write("web.yaml", &changed(&short));
     let ran = sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(5);
@@ -118,10 +121,7 @@ fn a_run_that_waited_long_enough_says_who_has_what_and_the_server_goes_on() {
 
 #[test]
 fn what_breaks_while_a_run_waits_for_a_job_is_healed_meanwhile() {
-    let sandbox = Sandbox::new();
-    sandbox.write("web.yaml", POOL);
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
-    let server = Server::start(&sandbox, &[]);
+    let (sandbox, server) = served(POOL);
     let lease = server.acquire("web");
     sandbox.write("web.yaml", &changed(POOL));
     let mut apply = sandbox.beside(&["apply", "web.yaml", "--auto-approve"]);
@@ -138,11 +138,8 @@ fn what_breaks_while_a_run_waits_for_a_job_is_healed_meanwhile() {
 
 #[test]
 fn runs_that_are_repeated_bring_no_second_surge() {
-    let sandbox = Sandbox::new();
     let short = format!("{POOL}update: {{drain_timeout: 200ms}}\n");
-    sandbox.write("web.yaml", &short);
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
-    let server = Server::start(&sandbox, &[]);
+    let (sandbox, server) = served(&short);
     let leases = ["a", "b", "c"].map(|_| server.acquire("web"));
     sandbox.write("web.yaml", &changed(&short));
     for _ in 0..3 {
@@ -184,13 +181,10 @@ fn a_run_that_waits_in_one_pool_holds_no_other_pool() {
 
 #[test]
 fn a_worker_that_was_reset_can_be_leased_at_once_and_nothing_is_left_on_it() {
-    let sandbox = Sandbox::new();
     let one = POOL.replace("fixed_size: 3", "fixed_size: 1");
     // Without the event of its end, only a probe in an hour would find anything.
     let slow = "health_check: {interval: 1h, freshness: 2h}\nleases: {recycle: {reset: true}}\n";
-    sandbox.write("web.yaml", &format!("{one}{slow}"));
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
-    let server = Server::start(&sandbox, &[]);
+    let (_sandbox, server) = served(&format!("{one}{slow}"));
     let first = server.acquire("web");
     pause(std::time::Duration::from_millis(700));
     release(&server, &first);
@@ -212,10 +206,7 @@ fn a_worker_that_was_reset_can_be_leased_at_once_and_nothing_is_left_on_it() {
 
 #[test]
 fn a_run_that_waits_ends_when_somebody_else_applies() {
-    let sandbox = Sandbox::new();
-    sandbox.write("web.yaml", POOL);
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
-    let server = Server::start(&sandbox, &[]);
+    let (sandbox, server) = served(POOL);
     let lease = server.acquire("web");
     sandbox.write("web.yaml", &changed(POOL));
     let apply = sandbox.beside(&["apply", "web.yaml", "--auto-approve"]);
@@ -240,12 +231,9 @@ fn a_run_that_waits_ends_when_somebody_else_applies() {
 
 #[test]
 fn a_replacement_that_was_asked_for_waits_for_the_job_and_is_made_once() {
-    let sandbox = Sandbox::new();
     // Without a surge the old worker goes first: meanwhile it looks like one that nothing is to happen to.
     let pool = format!("{POOL}update: {{max_surge: 0, max_unavailable: 1}}\n");
-    sandbox.write("web.yaml", &pool);
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
-    let server = Server::start(&sandbox, &[]);
+    let (sandbox, server) = served(&pool);
     let lease = server.acquire("web");
     let arguments = ["apply", "web.yaml", "--auto-approve", "--replace", "web[0]"];
     let apply = sandbox.beside(&arguments);
@@ -264,10 +252,7 @@ fn a_replacement_that_was_asked_for_waits_for_the_job_and_is_made_once() {
 
 #[test]
 fn scaling_in_spares_leased_workers_and_without_a_server_old_leases_end() {
-    let sandbox = Sandbox::new();
-    sandbox.write("web.yaml", POOL);
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
-    let server = Server::start(&sandbox, &[]);
+    let (sandbox, server) = served(POOL);
     // The highest slot would go first, but for its job.
     for name in ["web-0-1", "web-1-1"] {
         server.call("POST", &format!("/v1/workers/{name}/cordon"), &Value::Null);
