@@ -3,22 +3,16 @@
 //! Input: the check and the worker's addresses. Output: passed, failed and why, or gone for good.
 //! Counts nothing and judges nothing; see [`crate::health`].
 
-use std::fs::File;
-use std::io::{Read as _, Seek as _};
 use std::process::Stdio;
 use std::sync::OnceLock;
 
 use pool_provider::{ProbeOutcome, WorkerProvider, WorkerRef};
-use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::config::{HealthCheckConfig, HealthCheckKind};
 use crate::worker::WorkerName;
-
-/// How much is kept of what a program says when it fails, in bytes.
-const MOST_SAID: u64 = 16 * 1024;
 
 /// What one probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,8 +124,6 @@ pub async fn run_program(
     addresses: &[String],
 ) -> Result<(), String> {
     let (program, arguments) = command.split_first().ok_or("there is no command")?;
-    let mut said = scratch().ok();
-    let errors = said.as_ref().and_then(|said| said.try_clone().ok());
     let status = Command::new(program)
         .args(arguments)
         .env("POOL_WORKER", worker.to_string())
@@ -139,60 +131,10 @@ pub async fn run_program(
         .env("POOL_ADDRESS", addresses.first().map_or("", String::as_str))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(errors.map_or_else(Stdio::null, Stdio::from))
+        .stderr(Stdio::null())
         .kill_on_drop(true)
         .status()
         .await
         .map_err(|error| format!("running {program}: {error}"))?;
-    if status.success() {
-        return Ok(());
-    }
-    let last = said.as_mut().and_then(|said| last_line(said).ok().flatten());
-    Err(match last {
-        Some(last) => format!("{program} ended with {status}: {last}"),
-        None => format!("{program} ended with {status}"),
-    })
-}
-
-/// Returns a place in memory for what a program says. What it leaves running may keep that open and write
-/// on: unlike a pipe it keeps nobody waiting, and it does not grow (memfd_create(2)).
-fn scratch() -> std::io::Result<File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let place = rustix::fs::memfd_create("stderr", flags)?;
-    rustix::fs::ftruncate(&place, MOST_SAID)?;
-    rustix::fs::fcntl_add_seals(&place, SealFlags::GROW)?;
-    Ok(File::from(place))
-}
-
-/// Returns the last line that says something.
-fn last_line(said: &mut File) -> std::io::Result<Option<String>> {
-    let mut bytes = Vec::new();
-    said.rewind()?;
-    said.read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut lines = text.trim_end_matches('\0').lines().rev().map(str::trim);
-    Ok(lines.find(|line| !line.is_empty()).map(str::to_owned))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use pool_provider::{Generation, Slot};
-
-    async fn run(script: &str) -> Result<(), String> {
-        let command = ["/bin/sh", "-c", script].map(str::to_owned);
-        let worker = WorkerName::new("ci".parse().unwrap(), Slot(0), Generation(1));
-        run_program(&command, &worker, &[]).await
-    }
-
-    #[tokio::test]
-    async fn a_program_that_fails_is_told_with_the_last_line_that_it_said() {
-        assert_eq!(run("echo unseen >&2").await, Ok(()));
-        let why = run("echo starting >&2; echo database is down >&2; echo >&2; exit 3").await;
-        assert_eq!(why, Err("/bin/sh ended with exit status: 3: database is down".to_owned()));
-        assert_eq!(run("exit 4").await, Err("/bin/sh ended with exit status: 4".to_owned()));
-        // What is left running keeps nobody waiting, and too much is cut.
-        let why = run("sleep 60 & yes no >&2; exit 5").await.unwrap_err();
-        assert!(why.starts_with("/bin/sh ended with exit status: 5: "), "{why}");
-    }
+    if status.success() { Ok(()) } else { Err(format!("{program} ended with {status}")) }
 }

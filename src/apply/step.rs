@@ -28,6 +28,12 @@ impl PoolRun<'_> {
         step: &Step,
         retrying: &Retrying<'_>,
     ) -> Result<Option<String>, StepError> {
+        if step.after_job {
+            for old in step.delete.iter().filter(|old| old.recorded) {
+                let key = WorkerKey { slot: step.slot, generation: old.generation };
+                self.drained(key, &self.teller(step)).await?;
+            }
+        }
         self.delete_all(step, &step.reap, retrying).await?;
         let deletes_first = step.action != Action::Replace(ReplaceOrder::CreateFirst);
         if deletes_first {

@@ -9,8 +9,8 @@
 //! 4. and on: workers that serve, those that are leased last, are replaced in batches of `max_surge` create-first and
 //!    `max_unavailable` destroy-first. Where the provider has no room for a surge, one at a time is
 //!    replaced destroy-first: better than never (Karpenter's static pools wait for ever there,
-//!    karpenter-provider-aws#8873). A worker that a job still has beside its successor counts as surge: when
-//!    nothing of it is left, such workers go first, in wave 3;
+//!    karpenter-provider-aws#8873). No more than `max_surge` workers stand beside predecessors that jobs still have:
+//!    further ones come when the job has ended;
 //! 5. what is given up and leased is deleted, when its lease has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,7 +66,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
     }
     needs.retain(|need| pool.input.targets_slot(pool.id, need.slot));
     unchanged.retain(|kept: &KeptWorker| pool.input.targets_slot(pool.id, kept.slot));
-    let batches = pool.batches(&slots, &needs);
+    let batches = pool.batches(&slots);
     let mut specs_before: Vec<Spec> = Vec::new();
     let steps = waves(needs, batches, &mut specs_before);
     let desired = pool.desired;
@@ -103,8 +103,6 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
 struct Batches {
     create_first: u32,
     destroy_first: u32,
-    /// Whether nothing may be replaced before workers go that others have replaced already.
-    is_used_up: bool,
 }
 
 impl<'a> PoolInput<'a> {
@@ -278,21 +276,15 @@ impl<'a> PoolInput<'a> {
         }
     }
 
-    fn batches(&self, slots: &Slots<'a>, needs: &[Need<'_>]) -> Batches {
+    fn batches(&self, slots: &Slots<'a>) -> Batches {
         let Some(desired) = self.desired else {
-            return Batches { create_first: 0, destroy_first: 0, is_used_up: false };
+            return Batches { create_first: 0, destroy_first: 0 };
         };
         let update = &desired.config.update;
         let surge = update.max_surge.of_rounded_up(desired.size).min(self.room(slots));
         let unavailable = update.max_unavailable.of_rounded_down(desired.size);
         let stuck = surge == 0 && unavailable == 0;
-        let destroy_first = if stuck { 1 } else { unavailable };
-        // What earlier runs brought, and whose predecessor a job still has, is surge already.
-        let still_leased = needs.iter().filter(|need| is_still_leased(need)).count();
-        let left = surge.saturating_sub(u32::try_from(still_leased).unwrap_or(u32::MAX));
-        let is_used_up = left == 0 && surge > 0 && destroy_first == 0;
-        let create_first = if is_used_up { surge } else { left };
-        Batches { create_first, destroy_first, is_used_up }
+        Batches { create_first: surge, destroy_first: if stuck { 1 } else { unavailable } }
     }
 
     /// Returns how many workers the provider has room for beyond those that exist.
@@ -331,9 +323,8 @@ impl<'a> PoolInput<'a> {
                 })
         };
         let serving = count(slots.by_number.values().filter(serves).count());
-        let surge = if batches.is_used_up { 0 } else { batches.create_first };
         Budget {
-            max_total: live.max(size).saturating_add(surge),
+            max_total: live.max(size).saturating_add(batches.create_first),
             min_ready: size.saturating_sub(batches.destroy_first).min(serving),
         }
     }
@@ -393,16 +384,6 @@ impl Fits {
     }
 }
 
-/// Returns whether a step has to wait for a job.
-fn waits(need: &Need<'_>) -> bool {
-    need.reap.iter().chain(&need.delete).any(|old| old.leased)
-}
-
-/// Returns whether a step deletes a worker that a job still has although another one took its place.
-fn is_still_leased(need: &Need<'_>) -> bool {
-    need.action == Action::Delete && need.reason.is_left_behind() && waits(need)
-}
-
 /// Ranks a slot by what would be lost with it: the lowest goes first.
 fn worth(slot: &SlotInput<'_>) -> u8 {
     let of = |occupant: &Occupant<'_>| match occupant.condition {
@@ -421,11 +402,15 @@ fn worth(slot: &SlotInput<'_>) -> u8 {
     slot.occupants.iter().map(of).max().unwrap_or(3)
 }
 
+/// Returns whether a step has to wait for a job.
+fn waits(need: &Need<'_>) -> bool {
+    need.reap.iter().chain(&need.delete).any(|old| old.leased)
+}
+
 /// Puts what is needed into waves.
 fn waves(mut needs: Vec<Need<'_>>, batches: Batches, specs_before: &mut Vec<Spec>) -> Vec<Step> {
     // Those who have to wait for a job come last: nobody waits behind them.
     let rank = |need: &Need<'_>| match need.action {
-        Action::Delete if batches.is_used_up && is_still_leased(need) => 2,
         Action::Delete if waits(need) => 4,
         Action::Delete if need.reason.is_left_behind() => 0,
         Action::Delete => 2,
@@ -436,6 +421,12 @@ fn waves(mut needs: Vec<Need<'_>>, batches: Batches, specs_before: &mut Vec<Spec
     let size = (batches.create_first.saturating_add(batches.destroy_first)).max(1);
     let mut steps = Vec::new();
     let (mut wave, mut last_rank, mut in_wave) = (0, None, 0);
+    // What earlier runs brought, and whose predecessor a job still has, counts: repeated runs bring no more.
+    let still_leased = |need: &&Need<'_>| {
+        need.action == Action::Delete && need.reason.is_left_behind() && waits(need)
+    };
+    let mut beside_jobs =
+        u32::try_from(needs.iter().filter(still_leased).count()).unwrap_or(u32::MAX);
     for mut need in needs {
         let rank = rank(&need);
         let full = rank == 3 && in_wave >= size;
@@ -451,9 +442,13 @@ fn waves(mut needs: Vec<Need<'_>>, batches: Batches, specs_before: &mut Vec<Spec
                 need.action = Action::Replace(ReplaceOrder::DestroyFirst);
             }
         }
+        let beside_a_job =
+            waits(&need) && need.action == Action::Replace(ReplaceOrder::CreateFirst);
+        let after_job = beside_a_job && beside_jobs >= batches.create_first;
+        beside_jobs += u32::from(beside_a_job && !after_job);
         in_wave += 1;
-        let makes_room = batches.is_used_up && is_still_leased(&need);
-        steps.push(step(need, wave, rank == 3 || makes_room, specs_before));
+        let step = step(need, wave, rank == 3, specs_before);
+        steps.push(Step { after_job, ..step });
     }
     steps
 }
@@ -469,6 +464,7 @@ fn step(need: Need<'_>, wave: u32, gates: bool, specs_before: &mut Vec<Spec>) ->
     Step {
         wave,
         gates,
+        after_job: false,
         slot: need.slot,
         action: need.action,
         reason: need.reason,

@@ -257,6 +257,9 @@ fn line(step: &Step) -> String {
     for old in &step.delete {
         line.push_str(&format!(" -{}", old.generation));
     }
+    if step.after_job {
+        line.push_str(" after its job");
+    }
     line
 }
 
@@ -413,9 +416,9 @@ fn scale_in_goes_on_with_those_that_were_given_up_already() {
 fn a_surge_that_a_job_still_needs_is_not_made_again() {
     Case::default().check(
         "0.1 ready b leased \n 0.2 ready a \n 1.1 ready b leased \n 2.1 ready b leased",
-        "1 delete 0 delete_because_superseded -1
-         2 replace+- 1 replace_because_spec_changed +2 -1
-         3 replace+- 2 replace_because_spec_changed +2 -1",
+        "1 replace+- 1 replace_because_spec_changed +2 -1 after its job
+         2 replace+- 2 replace_because_spec_changed +2 -1 after its job
+         3 delete 0 delete_because_superseded -1",
     );
 }
 

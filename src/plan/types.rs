@@ -101,6 +101,9 @@ pub struct Step {
     pub wave: u32,
     /// Whether the waves after this one wait for its success: it is part of a rolling replacement.
     pub gates: bool,
+    /// Whether nothing of it may begin while a job has the worker that goes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub after_job: bool,
     /// The slot.
     pub slot: Slot,
     /// What is done.

@@ -117,10 +117,10 @@ impl Rounds<'_> {
             rest.applied = store.applied_config(pool).await?;
         }
         // Whatever is through, or never waited, need not wait with the others.
-        let waiting = Waiting::begin(store, self.rests.keys().cloned().collect()).await?;
+        let mut waiting = Waiting::begin(store, self.rests.keys().cloned().collect()).await?;
         self.hold.give(&self.hold.locks().into_keys().collect()).await;
         sleep(ROUND).await;
-        let leased = self.wait(&waiting).await?;
+        let leased = self.wait(&mut waiting).await?;
         let elapsed = self.since.elapsed();
         let mut over = Vec::new();
         for (pool, rest) in &mut self.rests {
@@ -144,19 +144,24 @@ impl Rounds<'_> {
     /// Returns once a job gave its worker back, or somebody's time is over: who has workers then.
     async fn wait(
         &mut self,
-        waiting: &Waiting,
+        waiting: &mut Waiting,
     ) -> Result<BTreeSet<(PoolId, WorkerKey)>, StateError> {
         let store = self.reconciler.store.clone();
         let (mut renewed, mut compared) = (Stopwatch::start(), Stopwatch::start());
+        let mut expired = None;
         loop {
             if compared.elapsed() >= COMPARE {
                 self.end_overtaken().await?;
+                waiting.keep(self.rests.keys().cloned().collect()).await?;
                 compared = Stopwatch::start();
             }
             // Where no server is there to end leases that are over, the run does; as late as a server that
             // was just started would.
-            if !store.is_served().await? {
-                store.expire_leases(store.now(), Timestamp::MIN, RESPITE).await?;
+            if expired.is_none_or(|at: Stopwatch| at.elapsed() >= COMPARE) {
+                if !store.is_served().await? {
+                    store.expire_leases(store.now(), Timestamp::MIN, RESPITE).await?;
+                }
+                expired = Some(Stopwatch::start());
             }
             let leased = store.leased().await?;
             let is_free = self.rests.iter().any(|(pool, rest)| rest.has_a_free_one(pool, &leased));
@@ -335,17 +340,11 @@ impl<'a> Rest<'a> {
 
     /// Returns whether a step that waited for a job need not wait any more.
     fn has_a_free_one(&self, pool: &PoolId, leased: &BTreeSet<(PoolId, WorkerKey)>) -> bool {
-        let has_job = |step: &&Step| {
-            step.reap.iter().chain(&step.delete).any(|old| {
-                let key = WorkerKey { slot: step.slot, generation: old.generation };
-                leased.contains(&(pool.clone(), key))
-            })
-        };
-        let held: BTreeSet<Slot> =
-            self.outcome.held.iter().map(|(worker, _)| worker.slot).collect();
-        let busy: BTreeSet<Slot> =
-            self.steps.iter().filter(|s| has_job(s)).map(|step| step.slot).collect();
-        held.iter().any(|slot| !busy.contains(slot))
+        // Whichever worker of the slot it is: a successor may have got a job and may have to go as well.
+        let own = leased.iter().filter(|(leased, _)| leased == pool);
+        let busy: BTreeSet<Slot> = own.map(|(_, key)| key.slot).collect();
+        let held = self.outcome.held.iter().map(|(worker, _)| worker.slot);
+        held.into_iter().any(|slot| !busy.contains(&slot))
     }
 
     /// The slots whose worker is to be replaced because somebody asked for it, and is not yet.
@@ -407,7 +406,22 @@ impl<'a> Rest<'a> {
         outcome.skipped += u32::try_from(stay).unwrap_or(u32::MAX);
         outcome.done = done.iter().map(|step| step.summary()).chain([outcome.done]).sum();
         self.steps = open;
+        self.leave_out_failures();
         done
+    }
+}
+
+impl Rest<'_> {
+    /// What failed is not tried again, and what was not begun because of it is not begun later either.
+    fn leave_out_failures(&mut self) {
+        if self.outcome.failures.is_empty() {
+            return;
+        }
+        let held: BTreeSet<Slot> =
+            self.outcome.held.iter().map(|(worker, _)| worker.slot).collect();
+        let fails_fast = self.plan.provisioning.fails_fast();
+        self.steps.retain(|step| held.contains(&step.slot) && !fails_fast);
+        self.given_up = self.outcome.skipped;
     }
 }
 
@@ -426,6 +440,13 @@ impl Waiting {
 
     async fn renew(&self) -> Result<(), StateError> {
         self.store.say_waiting(self.pools.clone()).await
+    }
+
+    /// Goes on for these alone: of others somebody else may say it by now.
+    async fn keep(&mut self, pools: BTreeSet<PoolId>) -> Result<(), StateError> {
+        let gone: BTreeSet<PoolId> = self.pools.difference(&pools).cloned().collect();
+        self.pools = pools;
+        if gone.is_empty() { Ok(()) } else { self.store.say_not_waiting(gone).await }
     }
 
     async fn end(mut self) -> Result<(), StateError> {
