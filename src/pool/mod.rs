@@ -12,6 +12,7 @@
 //! | `keeper`      | looks after all pools of a state                       |
 //! | `reconcile`   | observe → plan → check → apply → look again          |
 //! | `rounds`      | carrying out a plan that waits for jobs                |
+//! | `waiting`     | the mark that a run waits for jobs                     |
 //! | `registry`    | provider names to providers                         |
 //! | `providers`   | the providers at hand                                 |
 //! | `secrets`     | where secrets are read                              |
@@ -28,6 +29,7 @@ mod rounds;
 mod secrets;
 mod status;
 pub mod vitals;
+mod waiting;
 mod watcher;
 
 pub use desk::{AcquireError, Desk, Given};

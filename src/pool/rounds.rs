@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::hold::Hold;
 use super::reconcile::as_desired;
+use super::waiting::Waiting;
 use super::{PoolError, Reconciler};
 use crate::apply::{ApplyEvent, ApplyEventKind, Leased, Observer, PoolOutcome, worker_of};
 use crate::clock::Stopwatch;
@@ -21,7 +22,7 @@ use crate::config::StaticPoolConfig;
 use crate::desired::DesiredPool;
 use crate::lease::terms::RESPITE;
 use crate::plan::{Action, Plan, PlanOptions, PoolPlan, Reason, RecordedPool, Step};
-use crate::state::{StateError, Store, WorkerKey, holder};
+use crate::state::{StateError, WorkerKey, holder};
 use crate::worker::{Address, Generation, Phase, PoolId, Slot};
 
 /// How often it is looked whether a job gave its worker back.
@@ -340,9 +341,15 @@ impl<'a> Rest<'a> {
 
     /// Returns whether a step that waited for a job need not wait any more.
     fn has_a_free_one(&self, pool: &PoolId, leased: &BTreeSet<(PoolId, WorkerKey)>) -> bool {
-        // Whichever worker of the slot it is: a successor may have got a job and may have to go as well.
-        let own = leased.iter().filter(|(leased, _)| leased == pool);
-        let busy: BTreeSet<Slot> = own.map(|(_, key)| key.slot).collect();
+        // Only of those that are to go: their successors may have got jobs, and keep them.
+        let has_job = |step: &&&Step| {
+            step.reap.iter().chain(&step.delete).any(|old| {
+                let key = WorkerKey { slot: step.slot, generation: old.generation };
+                leased.contains(&(pool.clone(), key))
+            })
+        };
+        let busy: BTreeSet<Slot> =
+            self.steps.iter().filter(has_job).map(|step| step.slot).collect();
         let held = self.outcome.held.iter().map(|(worker, _)| worker.slot);
         held.into_iter().any(|slot| !busy.contains(&slot))
     }
@@ -422,47 +429,6 @@ impl Rest<'_> {
         let fails_fast = self.plan.provisioning.fails_fast();
         self.steps.retain(|step| held.contains(&step.slot) && !fails_fast);
         self.given_up = self.outcome.skipped;
-    }
-}
-
-/// Says in the state that a run waits for jobs of these pools, for as long as it does.
-struct Waiting {
-    store: Store,
-    pools: BTreeSet<PoolId>,
-}
-
-impl Waiting {
-    async fn begin(store: &Store, pools: BTreeSet<PoolId>) -> Result<Self, StateError> {
-        let waiting = Self { store: store.clone(), pools };
-        waiting.renew().await?;
-        Ok(waiting)
-    }
-
-    async fn renew(&self) -> Result<(), StateError> {
-        self.store.say_waiting(self.pools.clone()).await
-    }
-
-    /// Goes on for these alone: of others somebody else may say it by now.
-    async fn keep(&mut self, pools: BTreeSet<PoolId>) -> Result<(), StateError> {
-        let gone: BTreeSet<PoolId> = self.pools.difference(&pools).cloned().collect();
-        self.pools = pools;
-        if gone.is_empty() { Ok(()) } else { self.store.say_not_waiting(gone).await }
-    }
-
-    async fn end(mut self) -> Result<(), StateError> {
-        self.store.say_not_waiting(std::mem::take(&mut self.pools)).await
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let (store, pools) = (self.store.clone(), std::mem::take(&mut self.pools));
-        if let Ok(runtime) = tokio::runtime::Handle::try_current()
-            && !pools.is_empty()
-        {
-            // A mark that stays is that of a process that ends.
-            runtime.spawn(async move { store.say_not_waiting(pools).await.is_ok() });
-        }
     }
 }
 
