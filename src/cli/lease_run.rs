@@ -270,9 +270,7 @@ impl Signals {
         };
         let _ended_already = sent.is_err();
     }
-}
 
-impl Signals {
     /// Ends what is left of the group of a command that has ended.
     fn kill_group(&self, leader: Option<u32>) {
         let leader = leader.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);

@@ -33,12 +33,7 @@ pub struct Patience {
 impl Patience {
     /// Waits for nobody.
     pub fn none() -> Self {
-        Self::silent(Duration::ZERO)
-    }
-
-    /// Waits without a word.
-    pub fn silent(limit: Duration) -> Self {
-        Self { limit, waiting: Arc::new(|_| {}) }
+        Self { limit: Duration::ZERO, waiting: Arc::new(|_| {}) }
     }
 }
 

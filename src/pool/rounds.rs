@@ -6,6 +6,7 @@
 //! A mark in the state says that somebody waits, so that no server lifts the drain meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::clock::Stopwatch;
 use crate::config::StaticPoolConfig;
 use crate::desired::DesiredPool;
 use crate::lease::terms::RESPITE;
-use crate::plan::{Action, Plan, PlanOptions, PoolPlan, Reason, RecordedPool, Step};
+use crate::plan::{Action, Plan, PlanOptions, PoolPlan, Reason, RecordedPool, Step, Summary};
 use crate::state::{StateError, WorkerKey, holder};
 use crate::worker::{Address, Generation, Phase, PoolId, Slot};
 
@@ -45,18 +46,19 @@ impl Reconciler {
         hold: &Hold,
         observer: Observer,
     ) -> Result<Vec<PoolOutcome>, PoolError> {
-        let told = Arc::new(Told { observer, seen: Mutex::default(), again: Mutex::new(false) });
+        let (seen, again) = (Mutex::default(), AtomicBool::new(false));
+        let told = Arc::new(Told { observer, seen, again });
         let telling = Arc::clone(&told);
         let observer: Observer = Arc::new(move |event| telling.tell(event));
         let first = self.apply(plan, &hold.locks(), observer.clone()).await?;
         if self.leased == Leased::Leave {
             return Ok(first);
         }
-        *told.again.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        told.again.store(true, Ordering::SeqCst);
         let (since, rests, ended) = (Stopwatch::start(), BTreeMap::new(), Vec::new());
         let mut rounds =
             Rounds { reconciler: self, plan, hold, observer, told, since, rests, ended };
-        rounds.begin(first);
+        rounds.begin(first).await?;
         while !rounds.rests.is_empty() {
             if let Err(error) = rounds.round().await {
                 rounds.give_up(&error);
@@ -85,7 +87,7 @@ struct Rest<'a> {
     /// How many other steps are not begun.
     given_up: u32,
     outcome: PoolOutcome,
-    /// What is applied, as far as this run knows.
+    /// What was applied when the first round was over: somebody else's apply shows in a difference.
     applied: Option<StaticPoolConfig>,
     /// Whether its time is over, and this round is the last one.
     is_last: bool,
@@ -93,7 +95,7 @@ struct Rest<'a> {
 
 impl Rounds<'_> {
     /// Takes over what the first round came to, pool by pool.
-    fn begin(&mut self, outcomes: Vec<PoolOutcome>) {
+    async fn begin(&mut self, outcomes: Vec<PoolOutcome>) -> Result<(), StateError> {
         let mut by_pool: BTreeMap<PoolId, PoolOutcome> = BTreeMap::new();
         for outcome in outcomes {
             match by_pool.get_mut(&outcome.pool) {
@@ -104,19 +106,19 @@ impl Rounds<'_> {
         }
         for (pool, outcome) in by_pool {
             let planned = self.plan.pools.iter().find(|planned| planned.pool == pool);
-            match planned.and_then(|plan| Rest::of(plan, &outcome)) {
+            // The locks are still held: this is what this run applied, or found.
+            let applied = self.reconciler.store.applied_config(&pool).await?;
+            match planned.and_then(|plan| Rest::of(plan, &outcome, applied)) {
                 Some(rest) => drop(self.rests.insert(pool, rest)),
                 None => self.ended.push(outcome),
             }
         }
+        Ok(())
     }
 
     /// Waits for a job, and goes on.
     async fn round(&mut self) -> Result<(), StateError> {
         let store = &self.reconciler.store;
-        for (pool, rest) in &mut self.rests {
-            rest.applied = store.applied_config(pool).await?;
-        }
         // Whatever is through, or never waited, need not wait with the others.
         let mut waiting = Waiting::begin(store, self.rests.keys().cloned().collect()).await?;
         self.hold.give(&self.hold.locks().into_keys().collect()).await;
@@ -179,16 +181,15 @@ impl Rounds<'_> {
 
     /// Ends the run in pools that somebody else applied to: what was approved may no longer be meant.
     async fn end_overtaken(&mut self) -> Result<(), StateError> {
-        let summaries = self.reconciler.store.summaries().await?;
+        let store = &self.reconciler.store;
         let mut overtaken = Vec::new();
         for (pool, rest) in &mut self.rests {
-            let summary = summaries.iter().find(|summary| summary.pool == *pool);
-            let applied = summary.and_then(|summary| summary.applied.as_ref());
-            if applied.map(|(config, ..)| config) == rest.applied.as_ref() {
+            if store.applied_config(pool).await? == rest.applied {
                 continue;
             }
-            let by = match applied {
-                Some((_, at, origin)) => format!("from {origin} at {at:.0}"),
+            let recorded = store.load_pool(pool).await?;
+            let by = match recorded.and_then(|recorded| recorded.applied) {
+                Some(applied) => format!("from {} at {:.0}", applied.origin, applied.at),
                 None => "it is removed".to_owned(),
             };
             // Its steps are nobody's any more.
@@ -246,9 +247,9 @@ impl Rounds<'_> {
             for step in done {
                 self.told.done(rest.plan, step, self.since.elapsed());
             }
-            let waits = rest.outcome.waits_for_jobs() && !rest.steps.is_empty();
+            let goes_on = rest.goes_on();
             self.rests.insert(pool.clone(), rest);
-            if !waits {
+            if !goes_on {
                 self.end(&pool);
             }
         }
@@ -312,23 +313,35 @@ impl Rounds<'_> {
 
 impl<'a> Rest<'a> {
     /// Returns what is left when another round may go on with it.
-    fn of(plan: &'a PoolPlan, outcome: &PoolOutcome) -> Option<Self> {
-        let failed: BTreeSet<Slot> =
-            outcome.failures.iter().map(|(worker, _)| worker.slot).collect();
-        let held: BTreeSet<Slot> = outcome.held.iter().map(|(worker, _)| worker.slot).collect();
-        if !outcome.waits_for_jobs() || (plan.provisioning.fails_fast() && !failed.is_empty()) {
-            return None;
-        }
-        // What was not begun because something failed is not begun later either.
-        let goes_on = |slot: Slot| held.contains(&slot) || failed.is_empty();
+    fn of(
+        plan: &'a PoolPlan,
+        outcome: &PoolOutcome,
+        applied: Option<StaticPoolConfig>,
+    ) -> Option<Self> {
         let open = plan.steps.iter().enumerate();
         let open = open.filter(|(number, _)| outcome.unfinished.contains(number));
-        let steps: Vec<&Step> = open.map(|(_, step)| step).filter(|s| goes_on(s.slot)).collect();
-        let given_up = if failed.is_empty() { 0 } else { outcome.skipped };
+        let steps = open.map(|(_, step)| step).collect();
         let outcome = outcome.clone();
-        let (applied, is_last) = (None, false);
-        let is_something = !steps.is_empty();
-        is_something.then_some(Self { plan, steps, given_up, outcome, applied, is_last })
+        let mut rest = Self { plan, steps, given_up: 0, outcome, applied, is_last: false };
+        rest.leave_out_failures();
+        rest.goes_on().then_some(rest)
+    }
+
+    /// Returns whether another round may do more.
+    fn goes_on(&self) -> bool {
+        self.outcome.waits_for_jobs() && !self.steps.is_empty()
+    }
+
+    /// What failed is not tried again, and what was not begun because of it is not begun later either.
+    fn leave_out_failures(&mut self) {
+        if self.outcome.failures.is_empty() {
+            return;
+        }
+        let held: BTreeSet<Slot> =
+            self.outcome.held.iter().map(|(worker, _)| worker.slot).collect();
+        let fails_fast = self.plan.provisioning.fails_fast();
+        self.steps.retain(|step| held.contains(&step.slot) && !fails_fast);
+        self.given_up = self.outcome.skipped;
     }
 
     fn slots(&self) -> BTreeSet<Slot> {
@@ -393,7 +406,7 @@ impl<'a> Rest<'a> {
             if number == 0 {
                 left.extend(open(&next));
             }
-            outcome.add(PoolOutcome { done: crate::plan::Summary::default(), ..next });
+            outcome.add(PoolOutcome { done: Summary::default(), ..next });
         }
         if !undecided.is_empty() {
             let why = "what became of an interrupted create is not known yet";
@@ -418,25 +431,12 @@ impl<'a> Rest<'a> {
     }
 }
 
-impl Rest<'_> {
-    /// What failed is not tried again, and what was not begun because of it is not begun later either.
-    fn leave_out_failures(&mut self) {
-        if self.outcome.failures.is_empty() {
-            return;
-        }
-        let held: BTreeSet<Slot> =
-            self.outcome.held.iter().map(|(worker, _)| worker.slot).collect();
-        let fails_fast = self.plan.provisioning.fails_fast();
-        self.steps.retain(|step| held.contains(&step.slot) && !fails_fast);
-        self.given_up = self.outcome.skipped;
-    }
-}
-
 /// What was told so far: in a later round nothing begins or waits for the first time.
 struct Told {
     observer: Observer,
     seen: Mutex<BTreeSet<(PoolId, Slot, &'static str)>>,
-    again: Mutex<bool>,
+    /// Whether the first round is over.
+    again: AtomicBool,
 }
 
 impl Told {
@@ -449,8 +449,7 @@ impl Told {
         };
         let key = (event.pool.clone(), event.worker.slot, kind);
         let is_new = self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
-        let again = *self.again.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_new || !again || matches!(kind, "" | "over") {
+        if is_new || !self.again.load(Ordering::SeqCst) || matches!(kind, "" | "over") {
             (self.observer)(event);
         }
     }

@@ -129,13 +129,7 @@ impl Store {
     /// Gives the right to serve back.
     pub async fn stop_serving(&self) -> Result<(), StateError> {
         let own = Arc::clone(&self.holder);
-        self.writer
-            .run(move |connection| {
-                let sql = "UPDATE lock SET holder = NULL WHERE pool = ?1 AND holder ->> 'id' = ?2";
-                connection.prepare_cached(sql)?.execute((SERVING, &own.id))?;
-                Ok(())
-            })
-            .await
+        self.writer.run(move |connection| give(connection, SERVING, &own)).await
     }
 
     /// Returns whether a server that is alive serves the state.
@@ -168,11 +162,7 @@ impl Store {
         let own = Arc::clone(&self.holder);
         self.writer
             .run(move |connection| {
-                let sql = "UPDATE lock SET holder = NULL WHERE pool = ?1 AND holder ->> 'id' = ?2";
-                for pool in pools {
-                    connection.prepare_cached(sql)?.execute((waiting(&pool), &own.id))?;
-                }
-                Ok(())
+                pools.iter().try_for_each(|pool| give(connection, &waiting(pool), &own))
             })
             .await
     }
@@ -246,6 +236,13 @@ fn take(
         .execute((name, holder, to_ms(now)))?;
     let sql = "SELECT fence FROM lock WHERE pool = ?1";
     Ok(connection.prepare_cached(sql)?.query_row([name], |row| row.get(0))?)
+}
+
+/// Gives back what `own` has under that name; what somebody else has by now stays theirs.
+fn give(connection: &Connection, name: &str, own: &Holder) -> Result<(), JobError> {
+    let sql = "UPDATE lock SET holder = NULL WHERE pool = ?1 AND holder ->> 'id' = ?2";
+    connection.prepare_cached(sql)?.execute((name, &own.id))?;
+    Ok(())
 }
 
 /// Refuses whoever no longer holds the lock.

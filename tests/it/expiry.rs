@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt as _;
 
-use crate::history::{Held, check, now, time};
+use crate::history::{Held, check, draws, now, time};
 use crate::support::World;
 
 const POOL: &str = "
@@ -108,13 +108,8 @@ impl Shared {
     }
 
     /// Acquires, works, and releases, renews or forgets, until it is told to stop.
-    async fn client(self: Arc<Self>, mut seed: u64) {
-        let mut random = move |below: u64| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed % below
-        };
+    async fn client(self: Arc<Self>, seed: u64) {
+        let mut random = draws(seed);
         while !self.stop.load(Ordering::SeqCst) {
             let ttl = format!("{}ms", 200 + random(600));
             let body = json!({ "pool": "ci", "holder": "c", "ttl": ttl, "wait": "200ms" });
@@ -130,25 +125,19 @@ impl Shared {
                 sleep(Duration::from_millis(2)).await;
                 continue;
             }
-            let answered_at = now();
-            let lease = &answer["leases"][0];
-            let id = lease["id"].as_str().unwrap().to_owned();
-            let fence = lease["fence"].as_i64().unwrap();
-            let mut until = time(&lease["expires_at"]);
+            let mut held = Held::of(&answer, asked_at);
             if random(3) == 0 {
-                let path = format!("/v1/leases/{id}/renew");
-                let body = json!({ "fence": fence, "ttl": "400ms" });
+                let path = format!("/v1/leases/{}/renew", held.id);
+                let body = json!({ "fence": held.fence, "ttl": "400ms" });
                 if let (200, renewed) = self.call(Method::POST, &path, body).await {
-                    until = time(&renewed["expires_at"]);
+                    held.until = time(&renewed["expires_at"]);
                 }
             }
             sleep(Duration::from_millis(random(30))).await;
             if random(6) > 0 {
-                until = until.min(now());
-                self.call(Method::DELETE, &format!("/v1/leases/{id}"), Value::Null).await;
+                held.until = held.until.min(now());
+                self.call(Method::DELETE, &format!("/v1/leases/{}", held.id), Value::Null).await;
             }
-            let worker = lease["worker"]["name"].as_str().unwrap().to_owned();
-            let held = Held { id, fence, worker, asked_at, answered_at, until };
             self.history.lock().unwrap().push(held);
         }
     }

@@ -77,6 +77,32 @@ pub(crate) fn now() -> i64 {
     pool::clock::Clock::system().now().as_microsecond()
 }
 
+/// Draws numbers below what is asked for, the same ones for the same seed (xorshift, Marsaglia 2003).
+pub(crate) fn draws(mut seed: u64) -> impl FnMut(u64) -> u64 {
+    move |below| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    }
+}
+
+impl Held {
+    /// What the answer to an acquire says, for as long as the lease lasts.
+    pub(crate) fn of(answer: &Value, asked_at: i64) -> Self {
+        let lease = &answer["leases"][0];
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        Self {
+            id: text(&lease["id"]),
+            fence: lease["fence"].as_i64().unwrap(),
+            worker: text(&lease["worker"]["name"]),
+            asked_at,
+            answered_at: now(),
+            until: time(&lease["expires_at"]),
+        }
+    }
+}
+
 /// A time that a server told, in microseconds.
 pub(crate) fn time(value: &Value) -> i64 {
     value.as_str().unwrap().parse::<Timestamp>().unwrap().as_microsecond()
@@ -107,13 +133,8 @@ struct Shared {
 }
 
 /// A client that acquires, renews, releases, or forgets, until it is told to stop.
-fn client(shared: &Shared, mut seed: u64) {
-    let mut random = move |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
+fn client(shared: &Shared, seed: u64) {
+    let mut random = draws(seed);
     while !shared.stop.load(Ordering::SeqCst) {
         let address = shared.address.lock().unwrap().clone();
         let ttl = format!("{}ms", 100 + random(400));
@@ -133,27 +154,26 @@ fn client(shared: &Shared, mut seed: u64) {
             pause(Duration::from_millis(5));
             continue;
         };
-        let answered_at = now();
-        let lease = &answer["leases"][0];
-        let id = lease["id"].as_str().unwrap().to_owned();
-        let fence = lease["fence"].as_i64().unwrap();
-        let mut until = time(&lease["expires_at"]);
+        let mut held = Held::of(&answer, asked_at);
         if random(3) == 0 {
-            let path = format!("/v1/leases/{id}/renew");
+            let path = format!("/v1/leases/{}/renew", held.id);
             if let Some((200, renewed)) =
-                call(&address, "POST", &path, &json!({ "fence": fence, "ttl": "500ms" }))
+                call(&address, "POST", &path, &json!({ "fence": held.fence, "ttl": "500ms" }))
             {
-                until = time(&renewed["expires_at"]);
+                held.until = time(&renewed["expires_at"]);
             }
         }
         pause(Duration::from_millis(random(12)));
         if random(8) > 0 {
-            until = until.min(now());
+            held.until = held.until.min(now());
             let outcome = if random(4) == 0 { "job_failed" } else { "ok" };
-            call(&address, "DELETE", &format!("/v1/leases/{id}?outcome={outcome}"), &Value::Null);
+            call(
+                &address,
+                "DELETE",
+                &format!("/v1/leases/{}?outcome={outcome}", held.id),
+                &Value::Null,
+            );
         }
-        let worker = lease["worker"]["name"].as_str().unwrap().to_owned();
-        let held = Held { id, fence, worker, asked_at, answered_at, until };
         shared.history.lock().unwrap().push(held);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A claim whose process is alive is a worker, even when the program has overwritten its environment.
 //! A process whose `POOL_PROCESS` names itself is a worker, even when its claim is lost. One whose reset
-//! lock is held is on its way back. A worker is gone only when all three say so. What a worker started inherits its tags but not its pid: not a worker.
+//! lock is held is on its way back. A worker is gone only when all three say so. What a worker started
+//! inherits its tags but not its pid: not a worker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -8,8 +8,8 @@ use std::process::Command;
 use pool_local::{LocalProvider, Settings};
 use pool_provider::conformance::{self, Outcome, Subject};
 use pool_provider::{
-    CreateRequest, DeleteRequest, DeploymentId, Generation, ProviderError, ResetRequest, Slot,
-    WorkerName, WorkerProvider, WorkerRef, WorkerSpec,
+    CreateRequest, DeleteRequest, DeploymentId, Generation, ObservedStatus, ProviderError,
+    ResetRequest, Slot, WorkerName, WorkerProvider, WorkerRef, WorkerSpec,
 };
 
 struct Local {
@@ -277,4 +277,27 @@ async fn a_late_reset_leaves_a_worker_alone_that_somebody_reset_since() {
     other.kill().unwrap();
     other.wait().unwrap();
     local.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_process_has_ended_is_listed_for_as_long_as_somebody_resets_it() {
+    let local = Local::new();
+    let owner = DeploymentId::from_random([94; 16]);
+    let worker = local.provider().create(&request(&local, &owner, "sleep 600")).await.unwrap();
+    let pid = &worker.attributes["pid"];
+    assert!(Command::new("kill").args(["-KILL", pid]).status().unwrap().success());
+    let folder = local.root.path().join(owner.as_str());
+    let lock = std::fs::File::create(folder.join("t-0-1.1.reset")).unwrap();
+    lock.lock().unwrap();
+    let list = async || local.provider().list(&owner, None).await.unwrap().workers;
+    let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    while !stat().is_empty() && !stat().contains(") Z ") {
+        tokio::task::yield_now().await;
+    }
+    let listed = list().await;
+    assert_eq!(listed.len(), 1, "it is on its way back");
+    assert_eq!(listed[0].status, ObservedStatus::Starting);
+    assert_eq!(listed[0].provider_id, worker.provider_id);
+    drop(lock);
+    assert_eq!(list().await, [], "nobody resets it any more");
 }
