@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{
-    EnvironmentValue, LoadedPool, SecretSource, StaticPoolConfig, StaticWorkerConfig, WorkerType,
+    EnvironmentValue, LoadedPool, ProviderConfig, SecretSource, StaticPoolConfig,
+    StaticWorkerConfig, WorkerType,
 };
 use crate::worker::PoolId;
 
@@ -23,6 +24,11 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// Returns what the workers of a pool are made from.
+    pub fn of(config: &StaticPoolConfig) -> Self {
+        Self { worker_type: config.worker_type, worker: config.worker_config.clone() }
+    }
+
     /// Returns the hash that objects carry: of all that a replacement would change, secrets left out.
     ///
     /// The version in front keeps a later change of this rule from looking like a change of the spec
@@ -61,6 +67,8 @@ pub struct DesiredPool {
     pub id: PoolId,
     /// The name of its provider.
     pub provider: String,
+    /// How that is reached; `None` when whoever embeds the pool brings its own.
+    pub provider_config: Option<ProviderConfig>,
     /// How many workers it keeps.
     pub size: u32,
     /// What each worker is.
@@ -82,8 +90,9 @@ impl DesiredPool {
         Self {
             id: config.pool_id.clone(),
             provider: config.provider_name().to_owned(),
+            provider_config: loaded.provider.clone(),
             size: config.fixed_size,
-            spec: Spec { worker_type: config.worker_type, worker: config.worker_config.clone() },
+            spec: Spec::of(&config),
             secrets,
             config,
             place: loaded.place.clone(),

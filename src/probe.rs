@@ -6,7 +6,7 @@
 use std::process::Stdio;
 use std::sync::OnceLock;
 
-use pool_provider::{ProbeOutcome, WorkerProvider, WorkerRef};
+use pool_provider::{Call, ProbeOutcome, SharedProvider, WorkerProvider as _, WorkerRef};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -28,42 +28,53 @@ pub enum Probed {
 /// Probes one worker, within the check's timeout.
 pub async fn probe(
     check: &HealthCheckConfig,
-    provider: &impl WorkerProvider,
+    provider: &SharedProvider,
     worker: &WorkerRef,
     addresses: &[String],
 ) -> Probed {
     let limit = check.timeout.get();
     let asked = async {
         match check.kind {
-            HealthCheckKind::Provider => return ask_provider(provider, worker).await,
-            HealthCheckKind::Tcp => tcp(check, worker, addresses).await,
-            HealthCheckKind::Http => http(check, worker, addresses).await,
-            HealthCheckKind::Exec => run_program(&check.command, &worker.name, addresses).await,
+            HealthCheckKind::Provider => return ask_provider(check, provider, worker).await,
+            HealthCheckKind::Tcp => timeout(limit, tcp(check, worker, addresses)).await,
+            HealthCheckKind::Http => timeout(limit, http(check, worker, addresses)).await,
+            HealthCheckKind::Exec => {
+                timeout(limit, run_program(&check.command, &worker.name, addresses)).await
+            }
         }
+        .unwrap_or_else(|_| Err(late(check)))
         .map_or_else(Probed::Failed, |()| Probed::Passed)
     };
-    let probed = timeout(limit, asked)
-        .await
-        .unwrap_or_else(|_| Probed::Failed(format!("no answer within {}", check.timeout)));
-    match probed {
+    match asked.await {
         // The provider knows best whether there is anything left to wait for.
         Probed::Failed(why) if check.kind != HealthCheckKind::Provider => {
-            match timeout(limit, ask_provider(provider, worker)).await {
-                Ok(Probed::Gone(gone)) => Probed::Gone(gone),
-                Ok(Probed::Passed | Probed::Failed(_)) | Err(_) => Probed::Failed(why),
+            match ask_provider(check, provider, worker).await {
+                Probed::Gone(gone) => Probed::Gone(gone),
+                Probed::Passed | Probed::Failed(_) => Probed::Failed(why),
             }
         }
         probed => probed,
     }
 }
 
-async fn ask_provider(provider: &impl WorkerProvider, worker: &WorkerRef) -> Probed {
-    match provider.probe(worker).await {
-        Ok(ProbeOutcome::Healthy) => Probed::Passed,
-        Ok(ProbeOutcome::Unhealthy(why)) => Probed::Failed(why),
-        Ok(ProbeOutcome::Gone(why)) => Probed::Gone(why),
-        Err(error) => Probed::Failed(error.to_string()),
+/// Its time begins when the provider may be asked.
+async fn ask_provider(
+    check: &HealthCheckConfig,
+    provider: &SharedProvider,
+    worker: &WorkerRef,
+) -> Probed {
+    let _turn = provider.turn(Call::Look).await;
+    match timeout(check.timeout.get(), provider.probe(worker)).await {
+        Ok(Ok(ProbeOutcome::Healthy)) => Probed::Passed,
+        Ok(Ok(ProbeOutcome::Unhealthy(why))) => Probed::Failed(why),
+        Ok(Ok(ProbeOutcome::Gone(why))) => Probed::Gone(why),
+        Ok(Err(error)) => Probed::Failed(error.to_string()),
+        Err(_) => Probed::Failed(late(check)),
     }
+}
+
+fn late(check: &HealthCheckConfig) -> String {
+    format!("no answer within {}", check.timeout)
 }
 
 /// Returns `host:port` of the worker.

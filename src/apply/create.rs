@@ -8,11 +8,12 @@
 use std::time::Duration;
 
 use pool_provider::{
-    Consistency, CreateRequest, Idempotency, ObservedWorker, ProviderError, WorkerProvider as _,
+    Call, Consistency, CreateRequest, Idempotency, ObservedWorker, ProviderError,
+    WorkerProvider as _,
 };
 use tokio::time::{sleep, timeout};
 
-use super::step::{Retrying, retry_after};
+use super::step::{Admission, Retrying, in_time, retry_after};
 use super::{PoolRun, StepError, retry};
 use crate::clock::Stopwatch;
 use crate::health::{Tally, Verdict};
@@ -50,23 +51,26 @@ impl PoolRun<'_> {
         let mut resend = origin == NewWorkerOrigin::Resend;
         let mut attempt = 1;
         loop {
+            // Not between the intent and the call: whoever looks into a lost call counts from its intent.
+            let admission = self.turn(self.provider(&create.provider)?, Call::Change).await;
             let operation = if resend {
                 store.reopen_create(self.lock, create.key).await?
             } else {
                 store.open_create(self.lock, create.clone()).await?
             };
-            let (failure, asked_for) = match self.attempt(&create, &name, &operation).await? {
-                Attempt::Ready(observed) => return Ok(observed),
-                Attempt::Nothing(failure, asked_for) => {
-                    resend = false;
-                    (failure, asked_for)
-                }
-                Attempt::Resend(failure) => {
-                    resend = true;
-                    (failure, None)
-                }
-                Attempt::GiveUp(failure) => return Err(StepError::Worker(failure.message)),
-            };
+            let (failure, asked_for) =
+                match self.attempt(&create, &name, &operation, admission).await? {
+                    Attempt::Ready(observed) => return Ok(observed),
+                    Attempt::Nothing(failure, asked_for) => {
+                        resend = false;
+                        (failure, asked_for)
+                    }
+                    Attempt::Resend(failure) => {
+                        resend = true;
+                        (failure, None)
+                    }
+                    Attempt::GiveUp(failure) => return Err(StepError::Worker(failure.message)),
+                };
             if attempt >= attempts || self.is_stopped() {
                 return Err(StepError::Worker(failure.message));
             }
@@ -85,6 +89,7 @@ impl PoolRun<'_> {
         create: &NewCreate,
         name: &WorkerName,
         operation: &OpenedOperation,
+        admission: Admission<'_>,
     ) -> Result<Attempt, StepError> {
         let new = self
             .new
@@ -100,9 +105,9 @@ impl PoolRun<'_> {
             spec_hash: create.spec.hash.clone(),
         };
         let watch = Stopwatch::start();
-        let answer = self
-            .call(&create.provider, create.timeout, |provider| provider.create(request))
-            .await?;
+        let provider = self.provider(&create.provider)?;
+        let answer = in_time(create.timeout, provider.create(request)).await;
+        drop(admission);
         match answer {
             Ok(observed) => {
                 // One timeout for both: from the create call to the first passed health check.
@@ -236,8 +241,9 @@ impl PoolRun<'_> {
         let store = &self.applier.store;
         store.mark_unknown(self.lock, create.key, operation.id, error.to_string()).await?;
         let reference = &self.reference(name, None);
-        let looked =
-            self.call(&create.provider, create.timeout, |provider| provider.get(reference)).await?;
+        let looked = self
+            .call(&create.provider, create.timeout, Call::Look, |provider| provider.get(reference));
+        let looked = looked.await?;
         // What an earlier attempt left may still show: it is not this one's.
         let is_this_attempt = |observed: &ObservedWorker| observed.attempt == operation.attempt;
         if let Some(observed) = looked.ok().filter(is_this_attempt) {
@@ -270,7 +276,9 @@ impl PoolRun<'_> {
         loop {
             let asked = page.as_ref();
             let listed = self
-                .call(&create.provider, create.timeout, |provider| provider.list(owner, asked))
+                .call(&create.provider, create.timeout, Call::Look, |provider| {
+                    provider.list(owner, asked)
+                })
                 .await?;
             let Ok(listing) = listed else { return Ok(Search::Unsure) };
             complete &= listing.complete;

@@ -274,7 +274,10 @@ impl<'a> PoolRun<'a> {
             Some(_) | None => None,
         };
         match plan.config.as_ref().filter(|_| plan.records_config) {
-            Some(config) => applier.store.record_config(lock, config, &plan.place).await?,
+            Some(config) => {
+                let provider = plan.provider_config.as_ref();
+                applier.store.record_config(lock, config, provider, &plan.place).await?;
+            }
             // From here on nobody is to bring it back, or to lease of it.
             None if plan.config.is_none() && plan.records_config => {
                 applier.store.record_going(lock).await?;

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use pool_provider::{
-    DeleteRequest, ObservedWorker, ProviderError, SharedProvider, UpdateRequest,
+    Call, DeleteRequest, ObservedWorker, ProviderError, SharedProvider, Turn, UpdateRequest,
     WorkerProvider as _, WorkerRef,
 };
+use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use super::{PoolRun, StepError, retry};
@@ -16,6 +17,9 @@ use crate::worker::{Slot, WorkerName};
 
 /// Is told of attempts that failed and are followed by another: attempt, why, delay.
 pub(super) type Retrying<'r> = dyn Fn(u32, String, Duration) + Send + Sync + 'r;
+
+/// The right to make one call: of the run's, and of the provider's.
+pub(super) type Admission<'r> = (Option<SemaphorePermit<'r>>, Turn);
 
 /// How often a deletion is looked at again before it counts as stuck, and how long between two looks.
 const LOOKS: u32 = 20;
@@ -132,9 +136,10 @@ impl PoolRun<'_> {
     async fn look(&self, create: &NewCreate, new: &NewWorker) -> Result<ObservedWorker, StepError> {
         let name = self.plan.worker(create.key.slot, create.key.generation);
         let reference = self.reference(&name, new.provider_id.clone());
-        let found = self.call(&create.provider, create.timeout, |provider| async move {
-            provider.get(&reference).await
-        });
+        let found =
+            self.call(&create.provider, create.timeout, Call::Look, |provider| async move {
+                provider.get(&reference).await
+            });
         found.await?.map_err(|error| StepError::Worker(format!("looking at {name}: {error}")))
     }
 
@@ -143,17 +148,22 @@ impl PoolRun<'_> {
         &'s self,
         provider: &str,
         limit: Duration,
+        call: Call,
         make: impl FnOnce(&'s SharedProvider) -> F,
     ) -> Result<Result<T, ProviderError>, StepError>
     where
         F: Future<Output = Result<T, ProviderError>>,
     {
         let provider = self.provider(provider)?;
+        let _turn = self.turn(provider, call).await;
+        Ok(in_time(limit, make(provider)).await)
+    }
+
+    /// Waits until a call may be made: within the run's limit on calls, and the provider's.
+    pub(super) async fn turn(&self, provider: &SharedProvider, call: Call) -> Admission<'_> {
         // The semaphore is never closed; without a permit the call would only be one too many.
-        let _permit = self.calls.acquire().await.ok();
-        Ok(timeout(limit, make(provider)).await.unwrap_or_else(|_| {
-            Err(ProviderError::UnknownOutcome(format!("no answer within {limit:?}")))
-        }))
+        let permit = self.calls.acquire().await.ok();
+        (permit, provider.turn(call).await)
     }
 
     /// Repeats an idempotent call while that may help.
@@ -170,7 +180,7 @@ impl PoolRun<'_> {
         let attempts = self.plan.provisioning.attempts();
         let mut attempt = 1;
         loop {
-            let answer = self.call(provider, limit, &make).await?;
+            let answer = self.call(provider, limit, Call::Change, &make).await?;
             match answer {
                 Err(error) if error.is_worth_a_retry() && attempt < attempts => {
                     let delay = retry::delay(attempt, worker, retry_after(&error));
@@ -299,7 +309,10 @@ impl PoolRun<'_> {
         }
         let reference = &reference;
         for _ in 0..LOOKS {
-            match self.call(&old.provider, limit, |provider| provider.get(reference)).await? {
+            match self
+                .call(&old.provider, limit, Call::Look, |provider| provider.get(reference))
+                .await?
+            {
                 Err(ProviderError::NotFound(_)) => return Ok(Ok(())),
                 Ok(_) | Err(_) => sleep(LOOK_AGAIN).await,
             }
@@ -313,4 +326,14 @@ pub(super) fn retry_after(error: &ProviderError) -> Option<Duration> {
         ProviderError::RateLimited { retry_after, .. } => *retry_after,
         _ => None,
     }
+}
+
+/// Awaits an answer at most for `limit`; without one the outcome is unknown.
+pub(super) async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, ProviderError>>,
+) -> Result<T, ProviderError> {
+    timeout(limit, answer).await.unwrap_or_else(|_| {
+        Err(ProviderError::UnknownOutcome(format!("no answer within {limit:?}")))
+    })
 }

@@ -190,7 +190,7 @@ async fn saved(context: &Context, plan: Plan, arguments: &Arguments) -> Result<E
             return Err(CliError::Refused(refusals));
         }
         let mut reconciler = context.reconciler(store.clone(), &[], applying.parallelism).await?;
-        context.add_providers(&mut reconciler, &plan)?;
+        context.add_providers(&mut reconciler, &plan).await?;
         show(context, &plan, applying.json);
         if plan.is_empty() {
             return Ok(Exit::Done);

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
-use crate::config;
+use crate::config::{self, Loaded};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -21,7 +21,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
-    let pools = context.load(&arguments.paths).await?;
+    let Loaded { pools, providers } = context.load(&arguments.paths).await?;
     let printer = &context.printer;
     if arguments.json {
         let pools: Vec<Value> = pools
@@ -35,8 +35,13 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
                 json!({ "config": pool.config, "place": pool.place, "origins": origins })
             })
             .collect();
-        printer.json(&json!({ "format_version": "1.0", "pools": pools }));
+        let document = json!({ "format_version": "1.0", "providers": providers, "pools": pools });
+        printer.json(&document);
         return Ok(Exit::Done);
+    }
+    if !providers.is_empty() {
+        let yaml = config::to_yaml(&json!({ "version": 1, "providers": providers }));
+        printer.data(&format!("---\n{yaml}"));
     }
     for pool in &pools {
         let yaml = config::to_yaml(&pool.config);

@@ -1,12 +1,13 @@
 //! What commands have at hand: config files, the state, the providers, locks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use pool_provider::SharedProvider;
 
 use super::World;
 use super::args::GlobalArgs;
@@ -14,11 +15,10 @@ use super::error::CliError;
 use super::output::Printer;
 use super::plan_file;
 use crate::apply::Leased;
-use crate::config::{self, LoadedPool, Surroundings};
+use crate::config::{self, Loaded, LoadedPool, Surroundings};
 use crate::plan::Plan;
 use crate::pool::{
-    Effort, Hold, Patience, ProviderSettings, Reconciler, Secrets, Unseen, known_providers,
-    open_providers,
+    Effort, Hold, Patience, ProviderSettings, Providers, Reconciler, Secrets, Unseen,
 };
 use crate::state::{Check, OpenOptions, StateError, Store, WhenMissing};
 use crate::worker::PoolId;
@@ -36,7 +36,7 @@ pub(super) struct Context {
 
 impl Context {
     /// Reads and checks config files.
-    pub(super) async fn load(&self, paths: &[PathBuf]) -> Result<Vec<LoadedPool>, CliError> {
+    pub(super) async fn load(&self, paths: &[PathBuf]) -> Result<Loaded, CliError> {
         for path in paths {
             if plan_file::is_one(path) {
                 let path = path.display();
@@ -51,8 +51,7 @@ impl Context {
         let sources = tokio::task::spawn_blocking(move || config::read(&asked, io::stdin().lock()))
             .await
             .context("reading the files")??;
-        let providers = known_providers();
-        let around = Surroundings { environment: &self.world.environment, providers: &providers };
+        let around = Surroundings { environment: &self.world.environment };
         Ok(config::load(sources, &around)?)
     }
 
@@ -87,9 +86,18 @@ impl Context {
         pools: &[LoadedPool],
         parallelism: u32,
     ) -> Result<Reconciler, CliError> {
+        let providers = self.providers(&store).await?;
+        providers.declare(
+            pools
+                .iter()
+                .filter_map(|pool| {
+                    Some((pool.config.provider_name().to_owned(), pool.provider.clone()?))
+                })
+                .collect(),
+        );
         let mut names = store.provider_names().await?;
         names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
-        let providers = open_providers(&names, &self.provider_settings()?)?;
+        let providers = all(&providers, &names)?;
         let environment = Arc::new(self.world.environment.clone());
         Ok(Reconciler {
             secrets: Secrets::new(environment, store.secret_key()),
@@ -103,21 +111,27 @@ impl Context {
         })
     }
 
+    /// Returns the providers that the state knows, none of them open.
+    pub(super) async fn providers(&self, store: &Store) -> Result<Providers, CliError> {
+        let undressed = Box::new(|_: &str, provider| provider);
+        let providers = Providers::opening(self.provider_settings()?, store.clone(), undressed);
+        providers.declare(store.provider_configs().await?);
+        Ok(providers)
+    }
+
     /// Adds the providers that a saved plan names.
-    pub(super) fn add_providers(
+    pub(super) async fn add_providers(
         &self,
         reconciler: &mut Reconciler,
         plan: &Plan,
     ) -> Result<(), CliError> {
-        let names: BTreeSet<String> = plan
-            .pools
-            .iter()
-            .filter(|pool| pool.config.is_some())
-            .map(|pool| pool.provider.clone())
-            .filter(|name| !reconciler.providers.contains_key(name))
-            .collect();
-        let opened = open_providers(&names, &self.provider_settings()?)?;
-        reconciler.providers.extend(opened);
+        let providers = self.providers(&reconciler.store).await?;
+        let pools = || plan.pools.iter().filter(|pool| pool.config.is_some());
+        let declared =
+            pools().filter_map(|pool| Some((pool.provider.clone(), pool.provider_config.clone()?)));
+        providers.declare(declared.collect());
+        let names: BTreeSet<String> = pools().map(|pool| pool.provider.clone()).collect();
+        reconciler.providers.extend(all(&providers, &names)?);
         Ok(())
     }
 
@@ -145,5 +159,17 @@ impl Context {
         let waiting =
             Arc::new(move |error: &StateError| printer.note(&format!("waiting: {error}")));
         Ok(Hold::take(store, pools, Patience { limit, waiting }).await?)
+    }
+}
+
+/// Returns the providers of these names; a command needs all of them.
+fn all(
+    providers: &Providers,
+    names: &BTreeSet<String>,
+) -> Result<BTreeMap<String, SharedProvider>, CliError> {
+    let (found, failed) = providers.get_all(names);
+    match failed.into_values().next() {
+        Some(error) => Err(error.into()),
+        None => Ok(found),
     }
 }

@@ -19,6 +19,7 @@ mod output;
 mod plan;
 mod plan_file;
 mod progress;
+mod provider;
 mod schema;
 mod serve;
 mod show;
@@ -99,6 +100,8 @@ enum Command {
     Lease(lease::Arguments),
     /// Decide about single workers, at a server
     Worker(worker::Arguments),
+    /// List, describe and test what workers come from
+    Provider(provider::Arguments),
     /// Look into the state
     State(state::Arguments),
     /// Show the pools with all defaults, and where each value came from
@@ -218,6 +221,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError>
         Command::Serve(arguments) => serve::run(context, &arguments).await,
         Command::Lease(arguments) => lease::run(context, &arguments).await,
         Command::Worker(arguments) => worker::run(context, &arguments).await,
+        Command::Provider(arguments) => provider::run(context, &arguments).await,
         Command::State(arguments) => state::run(context, &arguments).await,
         Command::Config(arguments) => config::run(context, &arguments).await,
         Command::Schema(arguments) => Ok(schema::run(context, &arguments)),

@@ -76,7 +76,7 @@ pub(super) async fn load(
             "name files or folders, or - for standard input: pool plan pools.yaml",
         ));
     }
-    context.load(paths).await
+    Ok(context.load(paths).await?.pools)
 }
 
 pub(super) fn options(

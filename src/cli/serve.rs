@@ -157,7 +157,10 @@ fn follow(
     let (context, paths) = (context.clone(), arguments.paths.clone());
     let load = Arc::new(move || {
         let (context, paths) = (context.clone(), paths.clone());
-        Box::pin(async move { context.load(&paths).await.map_err(|error| in_a_line(&error)) }) as _
+        Box::pin(async move {
+            let loaded = context.load(&paths).await.map_err(|error| in_a_line(&error));
+            loaded.map(|loaded| loaded.pools)
+        }) as _
     });
     let explain = Arc::new(|refusals: &[Refusal]| in_a_line(&CliError::Refused(refusals.to_vec())));
     let measured = Arc::clone(metrics);
@@ -181,10 +184,10 @@ fn keeper(
     let environment = Arc::new(context.world.environment.clone());
     let secrets = Secrets::new(environment, store.secret_key());
     let counted = Arc::clone(metrics);
-    let dress = Arc::new(move |name: &str, provider: SharedProvider| {
+    let dress = Box::new(move |name: &str, provider: SharedProvider| {
         SharedProvider::new(Metered::new(name, provider, Arc::clone(&counted)))
     });
-    let providers = Providers::opening(context.provider_settings()?, dress);
+    let providers = Providers::opening(context.provider_settings()?, store.clone(), dress);
     let watcher = Arc::clone(metrics);
     let clock = context.world.clock.clone();
     Ok(Keeper::open(store.clone(), providers, secrets, clock, watcher, mode))

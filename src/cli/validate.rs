@@ -7,7 +7,7 @@ use clap::Args;
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
-use crate::config::Report;
+use crate::config::{Loaded, Report};
 use crate::render;
 
 #[derive(Debug, Args)]
@@ -27,7 +27,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
             printer.json(&render::report_json(&Report::default()));
             Ok(Exit::Done)
         }
-        Ok(pools) => {
+        Ok(Loaded { pools, .. }) => {
             let names: Vec<&str> = pools.iter().map(|pool| pool.config.pool_id.as_str()).collect();
             printer.data(&match names.as_slice() {
                 [] => "Valid: no pools.\n".to_owned(),

@@ -3,22 +3,15 @@
 //! Input: a pool that satisfies the schema. Output: every rule that it breaks, by pointer relative to
 //! the pool. Looks at nothing but the pool itself, so `plan` may rely on all of this.
 
-use std::collections::BTreeMap;
-
 use super::diagnostic::{Diagnostic, did_you_mean};
 use super::leases::Reuse;
 use super::pointer::escape;
 use super::policy::HealthCheckKind;
+use super::providers::{Declared, Found};
 use super::types::StaticPoolConfig;
 
-/// Which worker types a provider can create, by the provider's name.
-pub type KnownProviders = BTreeMap<String, Vec<String>>;
-
 /// Returns every rule that `pool` breaks.
-pub(crate) fn check(
-    pool: &StaticPoolConfig,
-    providers: &KnownProviders,
-) -> Vec<(String, Diagnostic)> {
+pub(super) fn check(pool: &StaticPoolConfig, providers: &Declared) -> Vec<(String, Diagnostic)> {
     let mut broken = Vec::new();
     check_provider(pool, providers, &mut broken);
     check_health(pool, &mut broken);
@@ -36,41 +29,46 @@ pub(crate) fn check(
 
 type Broken = Vec<(String, Diagnostic)>;
 
-fn check_provider(pool: &StaticPoolConfig, providers: &KnownProviders, broken: &mut Broken) {
-    let named = pool.provider.as_deref();
+fn check_provider(pool: &StaticPoolConfig, providers: &Declared, broken: &mut Broken) {
     let provider = pool.provider_name();
-    let known: Vec<&str> = providers.keys().map(String::as_str).collect();
-    let Some(worker_types) = providers.get(provider) else {
-        let (pointer, summary) = match named {
-            Some(named) => ("/provider", format!("there is no provider `{named}`")),
-            None => (
-                "/worker_type",
-                format!(
-                    "workers of type `{}` come from the provider `{provider}`, which this version \
-                     does not have",
-                    pool.worker_type
-                ),
-            ),
-        };
-        let meant = did_you_mean(provider, known.iter().copied());
-        let help = match meant {
-            Some(meant) => format!("did you mean `{meant}`?"),
-            None => format!("set `provider` to one of: {}", known.join(", ")),
-        };
-        broken
-            .push((pointer.to_owned(), Diagnostic::error("unknown-provider", summary).help(help)));
-        return;
+    let kind = match providers.find(provider) {
+        Found::Right(config) => config.kind,
+        Found::Wrong => return,
+        Found::Nowhere => return broken.push(no_provider(pool, &providers.names())),
     };
-    if !worker_types.iter().any(|known| known == pool.worker_type.as_str()) {
+    if !kind.worker_types().contains(&pool.worker_type) {
+        let has: Vec<&str> = kind.worker_types().iter().map(|known| known.as_str()).collect();
         broken.push((
             "/worker_type".to_owned(),
             Diagnostic::error(
                 "wrong-worker-type",
                 format!("the provider `{provider}` has no workers of type `{}`", pool.worker_type),
             )
-            .help(format!("it has: {}", worker_types.join(", "))),
+            .help(format!("it has: {}", has.join(", "))),
         ));
     }
+}
+
+fn no_provider(pool: &StaticPoolConfig, known: &[&str]) -> (String, Diagnostic) {
+    let provider = pool.provider_name();
+    let (pointer, summary) = match &pool.provider {
+        Some(named) => ("/provider", format!("there is no provider `{named}`")),
+        None => (
+            "/worker_type",
+            format!(
+                "workers of type `{}` come from the provider `{provider}`, which is not there",
+                pool.worker_type
+            ),
+        ),
+    };
+    let help = match did_you_mean(provider, known.iter().copied()) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!(
+            "set `provider` to one of: {}; or declare it under `providers`",
+            known.join(", ")
+        ),
+    };
+    (pointer.to_owned(), Diagnostic::error("unknown-provider", summary).help(help))
 }
 
 fn check_health(pool: &StaticPoolConfig, broken: &mut Broken) {

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::check::{self, KnownProviders};
+use super::check;
 use super::diagnostic::{Diagnostic, Report, Source, Sources};
 use super::document::{self, Document};
 use super::overrides::{self, Override};
 use super::pointer::{dotted, escape, unescape};
+use super::providers::{Declared, Found, ProviderConfig};
 use super::schema::{self, Violation};
 use super::types::StaticPoolConfig;
 
@@ -47,6 +48,8 @@ impl std::fmt::Display for Origin {
 pub struct LoadedPool {
     /// What is asked for.
     pub config: StaticPoolConfig,
+    /// The provider that it names; `None` when whoever embeds the pool brings its own.
+    pub provider: Option<ProviderConfig>,
     /// Where the pool begins, as `file:line:column`.
     pub place: String,
     /// Where each value came from, by JSON pointer into the config.
@@ -70,8 +73,15 @@ impl LoadedPool {
 pub struct Surroundings<'a> {
     /// The environment of `pool`.
     pub environment: &'a BTreeMap<String, String>,
-    /// Which providers there are.
-    pub providers: &'a KnownProviders,
+}
+
+/// Everything that files ask for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Loaded {
+    /// The pools.
+    pub pools: Vec<LoadedPool>,
+    /// The providers that are declared, used or not.
+    pub providers: BTreeMap<String, ProviderConfig>,
 }
 
 /// Reads the files, folders and `-` (standard input) that `paths` name.
@@ -156,21 +166,24 @@ fn read_text(name: &str, input: impl Read) -> Result<Source, Box<Diagnostic>> {
     }
 }
 
-/// Turns `sources` into pools.
+/// Turns `sources` into pools and providers.
 ///
 /// # Errors
 /// A report of everything that is wrong.
-pub fn load(sources: Sources, around: &Surroundings<'_>) -> Result<Vec<LoadedPool>, Report> {
-    let mut loader = Loader { sources: &sources, around, diagnostics: Vec::new() };
+pub fn load(sources: Sources, around: &Surroundings<'_>) -> Result<Loaded, Report> {
+    let declared = Declared::default();
+    let mut loader = Loader { sources: &sources, around, declared, diagnostics: Vec::new() };
     let pools = loader.load();
+    let providers = loader.declared.into_configs();
     let mut report = Report { diagnostics: loader.diagnostics, sources };
     report.sort();
-    if report.error_count() == 0 { Ok(pools) } else { Err(report) }
+    if report.error_count() == 0 { Ok(Loaded { pools, providers }) } else { Err(report) }
 }
 
 struct Loader<'a> {
     sources: &'a Sources,
     around: &'a Surroundings<'a>,
+    declared: Declared,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -184,6 +197,7 @@ impl Loader<'_> {
         for document in &mut documents {
             self.interpolate(document);
         }
+        self.declared = Declared::collect(&documents, &mut self.diagnostics);
         self.check_ids(&documents, &overrides);
         let mut pools = Vec::new();
         for document in &mut documents {
@@ -286,7 +300,7 @@ impl Loader<'_> {
         config: &StaticPoolConfig,
         set: &BTreeMap<String, String>,
     ) {
-        for (at, found) in check::check(config, self.around.providers) {
+        for (at, found) in check::check(config, &self.declared) {
             let pointer = format!("{base}{at}");
             let location = document.value_at(&pointer);
             let found = found.on(dotted(&pointer)).at(Some(location));
@@ -318,7 +332,11 @@ impl Loader<'_> {
             origins.insert(pointer.to_owned(), origin);
         });
         let place = self.sources.describe(&document.key_at(&format!("{base}/pool_id")));
-        LoadedPool { config, place, origins }
+        let provider = match self.declared.find(config.provider_name()) {
+            Found::Right(provider) => Some(provider),
+            Found::Wrong | Found::Nowhere => None,
+        };
+        LoadedPool { config, provider, place, origins }
     }
 
     /// Reports pool ids that are given twice, and overrides that name no pool.
@@ -371,6 +389,7 @@ fn bases(document: &Value) -> Vec<String> {
     match document.get("pools") {
         Some(Value::Array(pools)) => (0..pools.len()).map(|n| format!("/pools/{n}")).collect(),
         Some(_) => Vec::new(),
+        None if document.get("providers").is_some() => Vec::new(),
         None => vec![String::new()],
     }
 }

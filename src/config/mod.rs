@@ -7,6 +7,7 @@
 //! |----------------|--------------------------------------------------------------|
 //! | [`types`]      | what a pool file can say (the user story's names)              |
 //! | [`policy`]     | how a pool is run                                              |
+//! | [`providers`]  | where workers come from                                        |
 //! | [`leases`]     | how its workers are leased                                     |
 //! | `document`     | what YAML or JSON text means, and where each value stands      |
 //! | [`schema`]     | the JSON Schema, and what breaks it                            |
@@ -17,24 +18,24 @@
 pub mod check;
 pub mod diagnostic;
 mod document;
-pub mod duration;
 pub mod leases;
 mod load;
 mod overrides;
 mod pointer;
 pub mod policy;
+pub mod providers;
 pub mod schema;
 pub mod types;
 
-pub use check::KnownProviders;
 pub use diagnostic::{Diagnostic, Location, Report, Severity, Sources};
-pub use duration::HumanDuration;
 pub use leases::{LeasesConfig, Pick, RecycleConfig, Reuse};
-pub use load::{LoadedPool, Origin, Surroundings, load, read};
+pub use load::{Loaded, LoadedPool, Origin, Surroundings, load, read};
 pub use policy::{
     CountOrPercent, GuardsConfig, HealthCheckConfig, HealthCheckKind, OnFailure,
     ProvisioningConfig, ProvisioningStrategy, RemediationConfig, UpdateConfig,
 };
+pub use pool_provider::HumanDuration;
+pub use providers::{LimitsConfig, ProviderConfig, ProviderKind, RateLimit};
 pub use types::{EnvironmentValue, SecretSource, StaticPoolConfig, StaticWorkerConfig, WorkerType};
 
 /// Writes a value as YAML, for people; a value that YAML cannot hold is written as nothing.

@@ -4,6 +4,7 @@
 //! accepts a bare pool or a document with `pools`, told apart by `if`, so that every message is about
 //! the form that was meant. This is the only module that knows the `jsonschema` crate.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use jsonschema::error::{TypeKind, ValidationErrorKind};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::diagnostic::{Diagnostic, did_you_mean};
 use super::pointer::{dotted, escape};
+use super::providers::{NAME_PATTERN, ProviderConfig};
 use super::types::StaticPoolConfig;
 
 /// A file that holds several pools.
@@ -27,9 +29,20 @@ struct PoolsDocument {
     #[serde(default = "version")]
     #[schemars(range(min = 1, max = 1), example = 1)]
     version: u32,
+    /// Where workers come from, by the names that pools give. `local` and `sim` are there without being
+    /// declared.
+    #[serde(default)]
+    #[schemars(example = json!({ "build-host": { "type": "local", "max_concurrency": 4 } }))]
+    providers: BTreeMap<ProviderName, ProviderConfig>,
     /// The pools.
+    #[serde(default)]
     pools: Vec<StaticPoolConfig>,
 }
+
+/// What pools call a provider.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(transparent)]
+struct ProviderName(#[schemars(regex(pattern = NAME_PATTERN))] String);
 
 fn version() -> u32 {
     1
@@ -56,7 +69,7 @@ pub fn schema() -> Value {
         "title": "pool",
         "description": "Static pools of pre-provisioned workers.",
         "type": "object",
-        "if": { "required": ["pools"] },
+        "if": { "anyOf": [{ "required": ["pools"] }, { "required": ["providers"] }] },
         "then": document,
         "else": pool
     })
@@ -181,6 +194,9 @@ fn explain(error: &ValidationError<'_>, schema: &Value) -> Vec<Violation> {
     };
     match error.kind() {
         ValidationErrorKind::AdditionalProperties { unexpected } => {
+            if has_named_entries(schema, error.schema_path().as_str()) {
+                return unexpected.iter().map(|key| bad_name(&pointer, key)).collect();
+            }
             let known = known_keys(schema, error.schema_path().as_str());
             unexpected.iter().map(|key| unknown_key(&pointer, key, &known)).collect()
         }
@@ -247,6 +263,20 @@ fn unknown_key(pointer: &str, key: &str, known: &[String]) -> Violation {
         .on(dotted(&inner))
         .help(help)
         .instead(meant.map(str::to_owned));
+    Violation::new(inner, true, diagnostic)
+}
+
+/// Returns whether the keys at a place are names of the user's own choice.
+fn has_named_entries(schema: &Value, schema_path: &str) -> bool {
+    let parent = schema_path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    schema.pointer(parent).is_some_and(|parent| parent.get("patternProperties").is_some())
+}
+
+fn bad_name(pointer: &str, key: &str) -> Violation {
+    let inner = format!("{pointer}/{}", escape(key));
+    let diagnostic = Diagnostic::error("bad-name", format!("`{key}` cannot be a name"))
+        .on(dotted(&inner))
+        .help("a name is a lower-case letter and at most 39 lower-case letters, digits, - and _");
     Violation::new(inner, true, diagnostic)
 }
 

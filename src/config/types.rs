@@ -14,6 +14,7 @@ use super::leases::LeasesConfig;
 use super::policy::{
     GuardsConfig, HealthCheckConfig, ProvisioningConfig, RemediationConfig, UpdateConfig,
 };
+use super::providers::NAME_PATTERN;
 use crate::worker::PoolId;
 
 /// A pool with a fixed number of workers that are always ready.
@@ -34,7 +35,7 @@ pub struct StaticPoolConfig {
     pub worker_config: StaticWorkerConfig,
     /// Which provider creates the workers. By default `process` workers come from `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", regex(pattern = r"^[a-z][a-z0-9_-]{0,39}$"), example = &"local")]
+    #[schemars(with = "String", regex(pattern = NAME_PATTERN), example = &"local")]
     pub provider: Option<String>,
     /// How workers are created.
     #[serde(default)]

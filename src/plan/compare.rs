@@ -19,9 +19,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use pool_provider::{Description, InPlaceField};
 use serde_json::Value;
 
-use super::input::RecordedSpec;
+use super::input::{AppliedConfig, RecordedSpec};
 use super::types::FieldChange;
-use crate::config::StaticPoolConfig;
+use crate::config::{ProviderConfig, StaticPoolConfig};
 use crate::desired::{DesiredPool, SecretHashes};
 
 /// The fields of a pool whose change touches its workers, and is told by their steps.
@@ -133,6 +133,21 @@ pub fn config_changes(
         steps_tell_the_rest && WORKER_FIELDS.contains(&field)
     };
     changes.retain(|change| !is_told(change));
+    changes
+}
+
+/// Returns what differs between how a pool's provider was reached and how it will be. Another provider is no
+/// change of this one.
+pub(super) fn provider_changes(applied: &AppliedConfig, desired: &DesiredPool) -> Vec<FieldChange> {
+    let name = applied.config.provider_name();
+    let mut changes = Vec::new();
+    let before = applied.provider.clone().or_else(|| ProviderConfig::implicit(name));
+    if let (Some(before), Some(after)) = (before, &desired.provider_config)
+        && name == desired.provider
+    {
+        let value = |config: &ProviderConfig| serde_json::to_value(config).unwrap_or_default();
+        differences(&format!("providers.{name}"), &value(&before), &value(after), &mut changes);
+    }
     changes
 }
 

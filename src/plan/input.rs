@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use pool_provider::{Description, ObservedWorker};
 use serde::{Deserialize, Serialize};
 
-use crate::config::StaticPoolConfig;
+use crate::config::{ProviderConfig, StaticPoolConfig};
 use crate::desired::{DesiredPool, SecretHashes, Spec};
 use crate::lease::LeaseId;
 use crate::worker::{Address, DeploymentId, Generation, Phase, PoolId, Slot};
@@ -139,6 +139,8 @@ impl RecordedPool {
 pub struct AppliedConfig {
     /// The config.
     pub config: StaticPoolConfig,
+    /// How its provider is reached, where that is recorded.
+    pub provider: Option<ProviderConfig>,
     /// When it was applied.
     pub at: Timestamp,
     /// Where it came from: `file:line:column`.

@@ -74,6 +74,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
     PoolPlan {
         pool: pool.id.clone(),
         provider: pool.provider().to_owned(),
+        provider_config: desired.and_then(|desired| desired.provider_config.clone()),
         serial: pool.recorded.map(|recorded| recorded.serial),
         config: desired.map(|desired| desired.config.clone()),
         place: desired.map(|desired| desired.place.clone()).unwrap_or_default(),
@@ -138,7 +139,10 @@ impl<'a> PoolInput<'a> {
         match (applied, self.desired) {
             _ if !self.records_config() => Vec::new(),
             (Some(applied), Some(desired)) => {
-                compare::config_changes(&applied.config, &desired.config, has_steps)
+                let mut changes =
+                    compare::config_changes(&applied.config, &desired.config, has_steps);
+                changes.extend(compare::provider_changes(applied, desired));
+                changes
             }
             // A pool without a worker comes and goes by its config alone.
             (None, Some(desired)) if !has_steps => vec![named(None, Some(&desired.id))],

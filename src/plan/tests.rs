@@ -14,6 +14,7 @@ use pool_provider::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::ProviderConfig;
 use crate::config::{CountOrPercent, HealthCheckKind, StaticPoolConfig};
 use crate::desired::Spec;
 use crate::worker::{Generation, Phase, Slot, WorkerName};
@@ -54,7 +55,7 @@ fn config(size: u32, image: &str) -> StaticPoolConfig {
 
 fn spec(image: &str) -> Spec {
     let config = config(0, image);
-    Spec { worker_type: config.worker_type, worker: config.worker_config }
+    Spec::of(&config)
 }
 
 fn description() -> Description {
@@ -176,8 +177,12 @@ impl Case {
         workers.sort_by_key(|worker| (worker.slot, worker.generation));
         let mut config = config(self.size, self.image);
         edit_config(&mut config);
-        let applied =
-            AppliedConfig { config: config.clone(), at: NOW.parse().unwrap(), origin: "f".into() };
+        let applied = AppliedConfig {
+            config: config.clone(),
+            provider: None,
+            at: NOW.parse().unwrap(),
+            origin: "f".into(),
+        };
         let pool = RecordedPool {
             id: "ci".parse().unwrap(),
             serial: 7,
@@ -190,8 +195,9 @@ impl Case {
         let desired = DesiredPool {
             id: "ci".parse().unwrap(),
             provider: "sim".into(),
+            provider_config: ProviderConfig::implicit("sim"),
             size: self.size,
-            spec: Spec { worker_type: config.worker_type, worker: config.worker_config.clone() },
+            spec: Spec::of(&config),
             secrets: BTreeMap::new(),
             config,
             place: "f:1:1".into(),

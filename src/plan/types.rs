@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::input::PlanMode;
-use crate::config::{HealthCheckConfig, ProvisioningConfig, StaticPoolConfig};
+use crate::config::{HealthCheckConfig, ProviderConfig, ProvisioningConfig, StaticPoolConfig};
 use crate::desired::{SecretHashes, Spec};
 use crate::worker::{DeploymentId, Generation, PoolId, Slot, WorkerName};
 
@@ -45,6 +45,9 @@ pub struct PoolPlan {
     pub pool: PoolId,
     /// The name of the provider that new workers come from.
     pub provider: String,
+    /// How that provider is reached, to be recorded; `None` when whoever embeds the pool brings its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_config: Option<ProviderConfig>,
     /// The pool's serial that the plan was made for; `None` when the state does not know the pool.
     pub serial: Option<u64>,
     /// The config to record; `None` when the pool goes.
@@ -408,9 +411,6 @@ impl PoolPlan {
 
     /// Returns what new workers are made from; `None` when the pool goes.
     pub fn spec(&self) -> Option<Spec> {
-        self.config.as_ref().map(|config| Spec {
-            worker_type: config.worker_type,
-            worker: config.worker_config.clone(),
-        })
+        self.config.as_ref().map(Spec::of)
     }
 }

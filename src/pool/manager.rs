@@ -164,6 +164,7 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
     fn loaded(&self) -> LoadedPool {
         LoadedPool {
             config: self.config.clone(),
+            provider: None,
             place: "embedded".to_owned(),
             origins: BTreeMap::new(),
         }
@@ -185,7 +186,9 @@ impl<T: WorkerProvider + Clone> ResourcePool for StaticPoolManager<T> {
 
     fn observe(&self) -> PoolFuture<'_, Listed> {
         Box::pin(async {
-            observe(&self.worker_provider, self.store.deployment()).await.map_err(|error| {
+            let shared = SharedProvider::new(self.worker_provider.clone());
+            let limit = Effort::PATIENT.timeout;
+            observe(&shared, self.store.deployment(), limit).await.map_err(|error| {
                 let name = self.config.provider_name().to_owned();
                 PoolError::Provider { name, reason: error.to_string() }
             })

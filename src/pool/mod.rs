@@ -15,12 +15,14 @@
 //! | `waiting`     | the mark that a run waits for jobs                     |
 //! | `registry`    | provider names to providers                         |
 //! | `providers`   | the providers at hand                                 |
+//! | `limiter`     | how much is asked of a provider                        |
 //! | `secrets`     | where secrets are read                              |
 //! | `status`      | what a pool looks like from outside                  |
 
 pub mod desk;
 pub mod hold;
 mod keeper;
+mod limiter;
 mod manager;
 mod providers;
 mod reconcile;
@@ -38,7 +40,7 @@ pub use keeper::{Files, Habits, Keeper, Looked, Mode};
 pub use manager::{PoolFuture, ResourcePool, StaticPoolManager};
 pub use providers::{Dress, Providers};
 pub use reconcile::{Effort, Planned, Reconciler, Unseen, observe};
-pub use registry::{ProviderSettings, known_providers, open_providers};
+pub use registry::ProviderSettings;
 pub use secrets::Secrets;
 pub use status::{LeaseStatus, StaticPoolState, WorkerStatus};
 pub use watcher::{Unwatched, Watcher};
@@ -51,9 +53,21 @@ pub enum PoolError {
     /// The state.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A provider that is not part of this version.
+    /// A provider that is neither there by itself nor declared.
     #[error("there is no provider `{0}`")]
     UnknownProvider(String),
+    /// A provider that is somewhere else now, with workers left where it was.
+    #[error(
+        "the provider {name} was {before} and is {after} now, and has workers left where it was"
+    )]
+    ProviderMoved {
+        /// Its name.
+        name: String,
+        /// Where it was.
+        before: String,
+        /// Where it is.
+        after: String,
+    },
     /// A provider that cannot be used.
     #[error("the provider {name}: {reason}")]
     Provider {

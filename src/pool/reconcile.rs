@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_provider::{DeploymentId, ProviderError, SharedProvider, WorkerProvider};
+use pool_provider::{Call, DeploymentId, ProviderError, SharedProvider, WorkerProvider};
 use tokio::time::{sleep, timeout};
 
 use super::PoolError;
 use super::secrets::Secrets;
 use crate::apply::{self, Applier, Leased, Observer, PoolOutcome};
 use crate::clock::Clock;
-use crate::config::LoadedPool;
+use crate::config::{LoadedPool, ProviderConfig};
 use crate::desired::{DesiredPool, Spec};
 use crate::plan::{self, Listed, Observation, Plan, PlanInput, PlanOptions, RecordedPool, Step};
 use crate::state::{PoolLock, Store};
@@ -22,8 +22,8 @@ use crate::worker::{PoolId, Slot};
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
     attempts: u32,
-    /// How long each may take.
-    timeout: Duration,
+    /// How long each page may take.
+    pub(super) timeout: Duration,
 }
 
 impl Effort {
@@ -106,13 +106,35 @@ pub struct Planned {
 }
 
 impl Reconciler {
+    /// Makes sure that no provider is declared to be somewhere else while it has workers: there they would not
+    /// be found any more.
+    async fn verify_providers(
+        &self,
+        desired: &[DesiredPool],
+        recorded: &[RecordedPool],
+    ) -> Result<(), PoolError> {
+        let known = self.store.provider_configs().await?;
+        for pool in desired {
+            let before = known.get(&pool.provider).cloned();
+            let before = before.or_else(|| ProviderConfig::implicit(&pool.provider));
+            let (Some(before), Some(after)) = (before, &pool.provider_config) else { continue };
+            let has_workers = || {
+                let mut workers = recorded.iter().flat_map(|pool| &pool.workers);
+                workers.any(|worker| worker.provider == pool.provider)
+            };
+            let (before, after) = (before.kind.place(), after.kind.place());
+            if before != after && has_workers() {
+                let name = pool.provider.clone();
+                return Err(PoolError::ProviderMoved { name, before, after });
+            }
+        }
+        Ok(())
+    }
+
     /// Turns loaded pools into desired ones.
     pub fn desired(&self, pools: &[LoadedPool]) -> Vec<DesiredPool> {
         let desired = |pool: &LoadedPool| {
-            let config = &pool.config;
-            let worker = config.worker_config.clone();
-            let spec = Spec { worker_type: config.worker_type, worker };
-            DesiredPool::new(pool, self.secrets.hashes(&spec))
+            DesiredPool::new(pool, self.secrets.hashes(&Spec::of(&pool.config)))
         };
         pools.iter().map(desired).collect()
     }
@@ -129,6 +151,7 @@ impl Reconciler {
         refresh: bool,
     ) -> Result<Planned, PoolError> {
         let recorded = self.store.load().await?;
+        self.verify_providers(desired, &recorded).await?;
         let workers = || recorded.iter().flat_map(|pool| &pool.workers);
         let refresh = refresh || workers().any(|worker| worker.operation.is_some());
         let (observed, failed) = self.observe_all(desired, refresh).await?;
@@ -326,6 +349,7 @@ pub(super) fn as_desired(plan: &plan::PoolPlan) -> Option<DesiredPool> {
     Some(DesiredPool {
         id: plan.pool.clone(),
         provider: plan.provider.clone(),
+        provider_config: plan.provider_config.clone(),
         size: plan.config.as_ref()?.fixed_size,
         spec: plan.spec()?,
         secrets: BTreeMap::new(),
@@ -343,35 +367,38 @@ async fn observe_patiently(
 ) -> Result<Listed, String> {
     let mut attempt = 1;
     loop {
-        let pause = match timeout(effort.timeout, observe(provider, owner)).await {
-            Ok(Ok(listed)) => return Ok(listed),
-            Ok(Err(error)) if !error.is_worth_a_retry() || attempt == effort.attempts => {
+        let pause = match observe(provider, owner, effort.timeout).await {
+            Ok(listed) => return Ok(listed),
+            Err(error) if !error.is_worth_a_retry() || attempt == effort.attempts => {
                 return Err(error.to_string());
             }
-            Err(_) if attempt == effort.attempts => {
-                return Err(format!("no answer within {:?}", effort.timeout));
-            }
-            Ok(Err(ProviderError::RateLimited { retry_after: Some(wait), .. })) => wait,
-            Ok(Err(_)) | Err(_) => LISTING_PAUSE * attempt,
+            Err(ProviderError::RateLimited { retry_after: Some(wait), .. }) => wait,
+            Err(_) => LISTING_PAUSE * attempt,
         };
         sleep(pause).await;
         attempt += 1;
     }
 }
 
-/// Lists every worker of `owner`, page by page.
+/// Lists every worker of `owner`, page by page; each page has `limit` to come.
 ///
 /// # Errors
 /// What the provider says.
 pub async fn observe(
-    provider: &impl WorkerProvider,
+    provider: &SharedProvider,
     owner: &DeploymentId,
-) -> Result<Listed, pool_provider::ProviderError> {
+    limit: Duration,
+) -> Result<Listed, ProviderError> {
     let mut listed =
         Listed { description: provider.describe(), workers: Vec::new(), complete: true };
     let mut page = None;
     loop {
-        let listing = provider.list(owner, page.as_ref()).await?;
+        let turn = provider.turn(Call::Look).await;
+        let listing =
+            timeout(limit, provider.list(owner, page.as_ref())).await.unwrap_or_else(|_| {
+                Err(ProviderError::Transient(format!("no answer within {limit:?}")))
+            })?;
+        drop(turn);
         listed.complete &= listing.complete;
         listed.workers.extend(listing.workers);
         match listing.next {

@@ -1,7 +1,6 @@
-//! From a provider's name to the provider: one `match` arm each.
+//! From a provider's config to the provider: one `match` arm each.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pool_local::LocalProvider;
 use pool_provider::SharedProvider;
@@ -9,7 +8,7 @@ use pool_sim::SimProvider;
 
 use super::PoolError;
 use crate::clock::Clock;
-use crate::config::KnownProviders;
+use crate::config::{ProviderConfig, ProviderKind};
 
 /// What the providers need of this machine.
 #[derive(Debug, Clone)]
@@ -24,40 +23,43 @@ pub struct ProviderSettings {
     pub clock: Clock,
 }
 
-/// Returns every provider that this version has, with its worker types.
-pub fn known_providers() -> KnownProviders {
-    let types = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    BTreeMap::from([
-        ("local".to_owned(), types(&["process"])),
-        ("sim".to_owned(), types(&["process", "container", "vm", "host"])),
-    ])
-}
-
-/// Opens the providers of these names.
+/// Opens the provider called `name`.
 ///
 /// # Errors
-/// When one is not known, or cannot be opened.
-pub fn open_providers(
-    names: &BTreeSet<String>,
+/// When it cannot be opened.
+pub(super) fn open(
+    name: &str,
+    config: &ProviderConfig,
     settings: &ProviderSettings,
-) -> Result<BTreeMap<String, SharedProvider>, PoolError> {
-    names.iter().map(|name| Ok((name.clone(), open(name, settings)?))).collect()
-}
-
-pub(super) fn open(name: &str, settings: &ProviderSettings) -> Result<SharedProvider, PoolError> {
-    match name {
-        "local" => {
-            let (root, launcher) = (settings.local_root.clone(), settings.launcher.clone());
-            let local = pool_local::Settings::new(root, launcher);
-            Ok(SharedProvider::new(LocalProvider::new(local)))
+) -> Result<SharedProvider, PoolError> {
+    match &config.kind {
+        ProviderKind::Local(local) => {
+            let (root, launcher) = (own(&settings.local_root, "local", name), &settings.launcher);
+            let settings = pool_local::Settings {
+                name: name.to_owned(),
+                stop_grace: local.stop_grace.get(),
+                ..pool_local::Settings::new(root, launcher.clone())
+            };
+            Ok(SharedProvider::new(LocalProvider::new(settings)))
         }
-        "sim" => {
+        ProviderKind::Sim(_) => {
             let clock = settings.clock.clone();
             let now_ms = move || clock.now().as_millisecond();
-            SimProvider::open(&settings.sim_root, now_ms).map(SharedProvider::new).map_err(
-                |error| PoolError::Provider { name: name.to_owned(), reason: error.to_string() },
-            )
+            SimProvider::open(&own(&settings.sim_root, "sim", name), now_ms)
+                .map(SharedProvider::new)
+                .map_err(|error| PoolError::Provider {
+                    name: name.to_owned(),
+                    reason: error.to_string(),
+                })
         }
-        other => Err(PoolError::UnknownProvider(other.to_owned())),
     }
+}
+
+/// Returns the folder of one provider: beside `root`, which is that of the provider called as its type.
+fn own(root: &Path, kind: &str, name: &str) -> PathBuf {
+    if name == kind {
+        return root.to_owned();
+    }
+    let folder = root.file_name().unwrap_or_default().to_string_lossy();
+    root.with_file_name(format!("{folder}-{name}"))
 }

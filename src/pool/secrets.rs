@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pool_provider::WorkerSpec;
 
 use crate::apply::Resolved;
-use crate::config::{EnvironmentValue, SecretSource};
+use crate::config::{EnvironmentValue, SecretSource, StaticPoolConfig};
 use crate::desired::{SecretHashes, Spec};
 use crate::state::SecretKey;
 
@@ -55,6 +55,14 @@ impl Secrets {
         spec.secrets().into_iter().filter_map(why).collect()
     }
 
+    /// Returns what the provider gets to create a pool's workers.
+    ///
+    /// # Errors
+    /// As [`Secrets::resolve`].
+    pub fn resolve_pool(&self, config: &StaticPoolConfig) -> Result<Resolved, String> {
+        self.resolve(&Spec::of(config))
+    }
+
     /// Returns what the provider gets, secrets included.
     ///
     /// # Errors
@@ -84,6 +92,8 @@ impl Secrets {
                 labels: worker.labels,
                 tags: worker.tags,
                 environment,
+                network: None,
+                attributes: serde_json::Map::new(),
             },
         })
     }

@@ -8,6 +8,7 @@ mod event;
 mod look;
 mod plan_json;
 mod plan_text;
+mod provider;
 mod refusal;
 mod status;
 
@@ -19,6 +20,7 @@ pub use event::{
 pub use look::Look;
 pub use plan_json::{FORMAT_VERSION, plan_json};
 pub use plan_text::{plan_text, summary_line};
+pub use provider::{ProviderRow, finding_json, finding_text, provider_table};
 pub use refusal::{refusal_hint, refusal_text};
 pub use status::{status_table, worker_details, worker_table};
 

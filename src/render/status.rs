@@ -79,7 +79,7 @@ fn age(since: Timestamp, now: Timestamp) -> String {
     }
 }
 
-fn table(rows: &[Vec<String>], look: Look) -> String {
+pub(super) fn table(rows: &[Vec<String>], look: Look) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| measure_text_width(cell)).max()

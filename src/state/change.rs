@@ -18,8 +18,9 @@ use super::holder::Holder;
 use super::lifecycle::{NewCreate, OpenedOperation, WorkerKey};
 use super::load::{from_ms, to_ms};
 use super::lock::PoolLock;
+use super::providers;
 use super::writer::JobError;
-use crate::config::{Pick, StaticPoolConfig};
+use crate::config::{Pick, ProviderConfig, StaticPoolConfig};
 use crate::desired::{SecretHashes, Spec};
 use crate::plan::{Budget, Failure, RecordedSpec};
 use crate::worker::{DeploymentId, Phase, PoolId};
@@ -123,21 +124,27 @@ impl Change<'_> {
     pub(super) fn record_config(
         &self,
         config: &StaticPoolConfig,
+        provider: Option<&ProviderConfig>,
         origin: &str,
     ) -> Result<(), JobError> {
         let text = serde_json::to_string(config).map_err(|error| {
             StateError::Conflict(format!("the config of {}: {error}", self.pool()))
         })?;
-        let worker = config.worker_config.clone();
-        let spec_hash = Spec { worker_type: config.worker_type, worker }.hash();
+        let spec_hash = Spec::of(config).hash();
+        let is_reached_otherwise = match provider {
+            Some(provider) => {
+                providers::record(self.connection, config.provider_name(), provider, self.now)?
+            }
+            None => false,
+        };
         let changed = self.execute(
             "INSERT INTO pool (id, serial, config, applied_at, origin, spec_hash, config_version)
              VALUES (?1, 1, ?2, ?3, ?4, ?5, 1)
              ON CONFLICT (id) DO UPDATE SET serial = serial + 1, config = excluded.config,
                  applied_at = excluded.applied_at, origin = excluded.origin,
                  spec_hash = excluded.spec_hash, config_version = config_version + 1
-             WHERE config IS NOT excluded.config",
-            (self.pool(), text, to_ms(self.now), origin, spec_hash),
+             WHERE config IS NOT excluded.config OR ?6",
+            (self.pool(), text, to_ms(self.now), origin, spec_hash, is_reached_otherwise),
         )?;
         if changed > 0 && config.leases.pick == Pick::LowestSlot {
             let sql = "UPDATE worker SET rank = slot WHERE pool = ?1 AND rank <> slot";

@@ -15,7 +15,7 @@ use super::error::StateError;
 use super::load::to_ms;
 use super::lock::{self, PoolLock};
 use super::writer::JobError;
-use crate::config::StaticPoolConfig;
+use crate::config::{ProviderConfig, StaticPoolConfig};
 use crate::plan::{Budget, Failure, RecordedSpec};
 use crate::worker::{Generation, Phase, Slot};
 
@@ -83,15 +83,17 @@ impl Store {
         self.change(lock, move |change| change.verify_serial(serial)).await
     }
 
-    /// Records the config that is being applied.
+    /// Records the config that is being applied, and how its provider is reached.
     pub async fn record_config(
         &self,
         lock: &PoolLock,
         config: &StaticPoolConfig,
+        provider: Option<&ProviderConfig>,
         origin: &str,
     ) -> Result<(), StateError> {
-        let (config, origin) = (config.clone(), origin.to_owned());
-        self.change(lock, move |change| change.record_config(&config, &origin)).await
+        let (config, provider, origin) = (config.clone(), provider.cloned(), origin.to_owned());
+        self.change(lock, move |change| change.record_config(&config, provider.as_ref(), &origin))
+            .await
     }
 
     /// Records that the pool goes: nothing is desired of it any more.

@@ -12,7 +12,9 @@ use super::holder::Holder;
 use super::lifecycle::WorkerKey;
 use super::lock;
 use super::open::translate;
+use super::providers;
 use super::writer::JobError;
+use crate::config::StaticPoolConfig;
 use crate::lease::LeaseId;
 use crate::plan::{
     AppliedConfig, Failure, OpenOperation, OperationKind, OperationState, RecordedLease,
@@ -68,6 +70,7 @@ pub(super) fn some(
     now: Timestamp,
 ) -> Result<Vec<RecordedPool>, JobError> {
     let specs = specs(connection)?;
+    let providers = providers::configs(connection)?;
     let only = Only(only);
     let mut workers = workers(connection, &specs, only)?;
     let mut generations = last_generations(connection, only)?;
@@ -84,11 +87,15 @@ pub(super) fn some(
         let config: Option<String> = row.get(2)?;
         let applied = match config {
             None => None,
-            Some(config) => Some(AppliedConfig {
-                config: parse(&config, &id)?,
-                at: from_ms(row.get::<_, Option<i64>>(3)?.unwrap_or(0)),
-                origin: row.get::<_, Option<String>>(4)?.unwrap_or_default(),
-            }),
+            Some(config) => {
+                let config: StaticPoolConfig = parse(&config, &id)?;
+                Some(AppliedConfig {
+                    provider: providers.get(config.provider_name()).cloned(),
+                    config,
+                    at: from_ms(row.get::<_, Option<i64>>(3)?.unwrap_or(0)),
+                    origin: row.get::<_, Option<String>>(4)?.unwrap_or_default(),
+                })
+            }
         };
         pools.push(RecordedPool {
             serial: serial.unsigned_abs(),

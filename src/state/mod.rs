@@ -18,6 +18,7 @@
 //! | `change`     | one transaction's view of a locked pool                       |
 //! | [`leases`]   | who has which worker                                           |
 //! | `offers`     | what pools offer to those who ask                               |
+//! | `providers`  | how providers are reached, and how much is asked of them          |
 //! | `reader`     | reads beside the writer                                         |
 //! | `watch`      | what probes need to know, and what they found                    |
 //! | `event`      | who, when, why, from where to where                             |
@@ -38,6 +39,7 @@ mod marks;
 mod moves;
 mod offers;
 mod open;
+mod providers;
 mod reader;
 mod watch;
 mod writer;

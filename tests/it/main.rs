@@ -9,6 +9,7 @@
 //! | `faults`      | what a run makes of full disks, lies, silence                  |
 //! | `healing`     | what a server does when workers break                            |
 //! | `history`     | what everybody was told under kills and faults can all be true     |
+//! | `limits`      | how much is asked of a provider                                  |
 //! | `local`       | real processes, with the real binary                            |
 //! | `model`       | leases against a model                                           |
 //! | `reports`     | what users reported                                             |
@@ -29,6 +30,7 @@ mod expiry;
 mod faults;
 mod healing;
 mod history;
+mod limits;
 mod local;
 mod model;
 mod reports;

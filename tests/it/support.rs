@@ -10,7 +10,7 @@ use pool::clock::{Clock, Entropy};
 use pool::config::diagnostic::Source;
 use pool::config::{self, LoadedPool, Sources, Surroundings};
 use pool::plan::{Plan, PlanOptions};
-use pool::pool::{PoolError, Reconciler, Secrets, known_providers};
+use pool::pool::{PoolError, Reconciler, Secrets};
 use pool::state::{Check, CommitFault, CommitFaults, OpenOptions, PoolLock, Store, WhenMissing};
 use pool::worker::PoolId;
 use pool_provider::{
@@ -23,9 +23,9 @@ use tokio::sync::Notify;
 /// Loads pools from YAML text, as the binary would.
 pub(crate) fn load(yaml: &str) -> Vec<LoadedPool> {
     let source = Source::new("test.yaml", yaml);
-    let (environment, providers) = (BTreeMap::new(), known_providers());
-    let around = Surroundings { environment: &environment, providers: &providers };
-    config::load(Sources(vec![source]), &around).unwrap_or_else(|report| panic!("{report:#?}"))
+    let around = Surroundings { environment: &BTreeMap::new() };
+    let loaded = config::load(Sources(vec![source]), &around);
+    loaded.unwrap_or_else(|report| panic!("{report:#?}")).pools
 }
 
 /// Kills the simulated process at its nth crash point: before or after a commit or a provider call.
@@ -344,7 +344,10 @@ impl World {
 }
 
 /// Locks, plans and applies, as `pool apply` does.
-async fn apply(reconciler: &Reconciler, yaml: &str) -> Result<Vec<PoolOutcome>, PoolError> {
+pub(crate) async fn apply(
+    reconciler: &Reconciler,
+    yaml: &str,
+) -> Result<Vec<PoolOutcome>, PoolError> {
     let pools = load(yaml);
     let recorded = reconciler.store.load().await?;
     let ids: BTreeSet<PoolId> = pools

@@ -8,23 +8,26 @@
 //! |-----------------|------------------------------------------------------------------------|
 //! | [`identity`]    | deployment, pool, slot, generation: who a worker is                     |
 //! | [`spec`]        | what a worker should be, and what was observed of it                    |
+//! | [`duration`]    | durations as people write them                                           |
 //! | [`error`]       | the named errors: each tells the caller what to do next                 |
 //! | [`provider`]    | the trait [`WorkerProvider`] and its requests; the contract in prose    |
 //! | [`shared`]      | [`SharedProvider`]: one provider of any type behind one concrete type   |
 //! | [`conformance`] | the suite that every provider passes; the contract as code              |
 
 pub mod conformance;
+pub mod duration;
 pub mod error;
 pub mod identity;
 pub mod provider;
 pub mod shared;
 pub mod spec;
 
+pub use duration::{HumanDuration, InvalidDuration};
 pub use error::ProviderError;
 pub use identity::{DeploymentId, Generation, InvalidIdentity, PoolId, Slot, WorkerName};
 pub use provider::{
     Consistency, CreateRequest, DeleteRequest, Description, Idempotency, InPlaceField, Listing,
     PageToken, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef,
 };
-pub use shared::SharedProvider;
+pub use shared::{Call, Gate, SharedProvider, Turn};
 pub use spec::{ObservedStatus, ObservedWorker, ProbeOutcome, WorkerSpec};

@@ -54,8 +54,10 @@ pub struct Description {
     /// What a listing proves.
     pub consistency: Consistency,
     /// How long an effect may take to show in a listing, whatever became of its call.
+    #[serde(with = "crate::duration::written")]
     pub settle: Duration,
     /// How long a delete may take to answer, grace for the worker included.
+    #[serde(with = "crate::duration::written")]
     pub slowest_delete: Duration,
     /// What [`WorkerProvider::update`] can change.
     pub in_place: Vec<InPlaceField>,

@@ -76,53 +76,110 @@ impl<T: WorkerProvider> ErasedProvider for T {
     }
 }
 
+/// What a call does, for whoever limits calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// It looks: list, get, probe.
+    Look,
+    /// It changes something: create, update, delete, reset.
+    Change,
+}
+
+/// Lets calls through, as many and as fast as a provider may be called.
+pub trait Gate: Send + Sync + 'static {
+    /// Waits until one call may be made.
+    fn pass(&self, call: Call) -> Pin<Box<dyn Future<Output = Turn> + Send + '_>>;
+}
+
+/// The right to make one call; it ends when it is dropped.
+#[must_use]
+pub struct Turn(Option<Box<dyn Send + Sync>>);
+
+impl Turn {
+    /// Returns a turn that nobody counts.
+    pub fn free() -> Self {
+        Self(None)
+    }
+
+    /// Returns a turn that drops `counted` when it ends.
+    pub fn counted(counted: impl Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(counted)))
+    }
+}
+
+impl fmt::Debug for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turn").field("is_counted", &self.0.is_some()).finish()
+    }
+}
+
 /// A provider of any type; clones share it.
+///
+/// Its calls do not wait for their turn by themselves: a caller has to know when a call leaves. What it
+/// writes down beforehand, and how long it waits for the answer, would be about another moment otherwise.
 #[derive(Clone)]
-pub struct SharedProvider(Arc<dyn ErasedProvider>);
+pub struct SharedProvider {
+    provider: Arc<dyn ErasedProvider>,
+    gate: Option<Arc<dyn Gate>>,
+}
 
 impl SharedProvider {
     /// Shares `provider`.
     pub fn new(provider: impl WorkerProvider) -> Self {
-        Self(Arc::new(provider))
+        Self { provider: Arc::new(provider), gate: None }
+    }
+
+    /// Returns the same provider behind `gate`.
+    #[must_use]
+    pub fn behind(self, gate: Arc<dyn Gate>) -> Self {
+        Self { gate: Some(gate), ..self }
+    }
+
+    /// Waits until one call may be made; the turn is held until the call has answered.
+    pub async fn turn(&self, call: Call) -> Turn {
+        match &self.gate {
+            Some(gate) => gate.pass(call).await,
+            None => Turn::free(),
+        }
     }
 }
 
 impl fmt::Debug for SharedProvider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SharedProvider").field(&self.0.describe().kind).finish()
+        f.debug_tuple("SharedProvider").field(&self.provider.describe().kind).finish()
     }
 }
 
 impl WorkerProvider for SharedProvider {
     fn describe(&self) -> Description {
-        self.0.describe()
+        self.provider.describe()
     }
     async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
-        self.0.create(request).await
+        self.provider.create(request).await
     }
     async fn list(
         &self,
         owner: &DeploymentId,
         page: Option<&PageToken>,
     ) -> Result<Listing, ProviderError> {
-        self.0.list(owner, page).await
+        self.provider.list(owner, page).await
     }
     async fn get(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
-        self.0.get(worker).await
+        self.provider.get(worker).await
     }
     async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
-        self.0.update(request).await
+        self.provider.update(request).await
     }
     async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
-        self.0.delete(request).await
+        self.provider.delete(request).await
     }
     async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
-        self.0.probe(worker).await
+        self.provider.probe(worker).await
     }
     async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
-        self.0.reset(request).await
+        self.provider.reset(request).await
     }
     async fn ended(&self, worker: &WorkerRef) -> String {
-        self.0.ended(worker).await
+        self.provider.ended(worker).await
     }
 }

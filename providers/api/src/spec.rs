@@ -29,6 +29,10 @@ pub struct WorkerSpec {
     pub tags: Vec<String>,
     /// The environment, secrets included.
     pub environment: BTreeMap<String, String>,
+    /// The network that it joins; `None` means the provider's own default.
+    pub network: Option<String>,
+    /// What only workers of this type of provider have.
+    pub attributes: serde_json::Map<String, serde_json::Value>,
 }
 
 impl fmt::Debug for WorkerSpec {
@@ -42,6 +46,8 @@ impl fmt::Debug for WorkerSpec {
             .field("labels", &self.labels)
             .field("tags", &self.tags)
             .field("environment", &self.environment.keys().collect::<Vec<_>>())
+            .field("network", &self.network)
+            .field("attributes", &self.attributes)
             .finish()
     }
 }

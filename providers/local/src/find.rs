@@ -12,6 +12,7 @@ use pool_provider::{DeploymentId, ObservedStatus, ObservedWorker, WorkerName};
 
 use crate::claim::{Claim, ClaimFolder};
 use crate::proc;
+use crate::provider::DEFAULT_NAME;
 
 /// A process by pid and start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,10 +69,11 @@ pub(crate) fn tagged(
     Ok(found)
 }
 
-/// Returns all running workers of `owner`.
+/// Returns all running workers of `owner` that the provider called `provider` created.
 pub(crate) fn workers(
     folder: &ClaimFolder,
     owner: &DeploymentId,
+    provider: &str,
 ) -> io::Result<Vec<ObservedWorker>> {
     let mut workers = Vec::new();
     let mut claimed = BTreeSet::new();
@@ -84,7 +86,8 @@ pub(crate) fn workers(
         }
     }
     for (process, tags) in tagged(owner, None)? {
-        if !claimed.contains(&process) {
+        let created_by = tags.get("POOL_PROVIDER").map_or(DEFAULT_NAME, String::as_str);
+        if !claimed.contains(&process) && created_by == provider {
             // A reset may have come to its end meanwhile: then its claim was seen already.
             let found = from_tags(process, &tags);
             let is_new = |found: &ObservedWorker| {

@@ -8,6 +8,7 @@
 //! | module     | holds                                                             |
 //! |------------|-------------------------------------------------------------------|
 //! | [`claim`]  | the files that make an attempt exclusive and remember its process   |
+//! | `config`   | what a pool file says of such a provider                            |
 //! | [`launch`] | the step between us and the worker's program                        |
 //! | `ends`     | telling when a process ends                                         |
 //! | `find`     | which workers run, from claims and from `/proc`                     |
@@ -18,6 +19,7 @@
 //! Linux only. Does not restart what dies: that is the reconciler's decision.
 
 pub mod claim;
+mod config;
 mod ends;
 mod find;
 pub mod launch;
@@ -26,4 +28,5 @@ mod proc;
 mod provider;
 mod stop;
 
+pub use config::Config;
 pub use provider::{LocalProvider, Settings};

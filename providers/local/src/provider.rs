@@ -27,11 +27,16 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// How long a worker may take to be gone after SIGKILL, beyond its grace.
 const KILL_MARGIN: Duration = Duration::from_secs(20);
 
+/// The provider of workers that do not say which one created them.
+pub(crate) const DEFAULT_NAME: &str = "local";
+
 /// How the provider works on this machine.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Where claims and logs are kept, a folder per deployment below it.
     pub root: PathBuf,
+    /// The provider's name: two providers of one deployment list their own workers only.
+    pub name: String,
     /// The program and arguments that run [`crate::launch::run`].
     pub launcher: (PathBuf, Vec<String>),
     /// How long a worker has between SIGTERM and SIGKILL.
@@ -47,6 +52,7 @@ impl Settings {
     pub fn new(root: PathBuf, launcher: (PathBuf, Vec<String>)) -> Self {
         Self {
             root,
+            name: DEFAULT_NAME.to_owned(),
             launcher,
             stop_grace: Duration::from_secs(10),
             min_uptime: Duration::from_millis(100),
@@ -84,7 +90,7 @@ impl LocalProvider {
             .args(arguments)
             .env_clear()
             // The tags are in the launcher's environment too: a delete finds it on its way.
-            .envs(tags(request))
+            .envs(tags(request, &self.settings.name))
             .envs(matches!(mission, Mission::Reset { .. }).then_some((stop::RESET, "1")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -151,9 +157,10 @@ impl LocalProvider {
     }
 }
 
-fn tags(request: &CreateRequest) -> BTreeMap<String, String> {
+fn tags(request: &CreateRequest, provider: &str) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("POOL_DEPLOYMENT".to_owned(), request.owner.to_string()),
+        ("POOL_PROVIDER".to_owned(), provider.to_owned()),
         ("POOL_ID".to_owned(), request.name.pool.to_string()),
         ("POOL_WORKER".to_owned(), request.name.to_string()),
         ("POOL_SLOT".to_owned(), request.name.slot.to_string()),
@@ -176,7 +183,7 @@ fn launch_request(
         ("LANG".to_owned(), "C.UTF-8".to_owned()),
     ]);
     environment.extend(request.spec.environment.clone());
-    environment.extend(tags(request));
+    environment.extend(tags(request, &settings.name));
     LaunchRequest {
         folder: folder.path().to_owned(),
         mission,
@@ -255,7 +262,8 @@ impl WorkerProvider for LocalProvider {
         _page: Option<&PageToken>,
     ) -> Result<Listing, ProviderError> {
         let folder = self.folder(owner);
-        let workers = find::workers(&folder, owner).map_err(|error| looking(&error))?;
+        let workers =
+            find::workers(&folder, owner, &self.settings.name).map_err(|error| looking(&error))?;
         Ok(Listing { workers, next: None, complete: true })
     }
 

@@ -7,13 +7,16 @@
 //! | module      | holds                                                           |
 //! |-------------|-----------------------------------------------------------------|
 //! | `cloud`     | the workers, the call counts; in memory or in a log file         |
+//! | `config`    | what a pool file says of such a provider                         |
 //! | `settings`  | the knobs, and the seeded draw                                   |
 //! | `provider`  | the provider trait over both                                     |
 
 mod cloud;
+mod config;
 mod provider;
 mod settings;
 
 pub use cloud::{Call, Cloud, SimWorker};
+pub use config::Config;
 pub use provider::SimProvider;
 pub use settings::{CallFaults, RateLimit, Settings};

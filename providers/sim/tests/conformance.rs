@@ -64,7 +64,7 @@ impl Subject for Sim {
 
 async fn check(cloud: Cloud, settings: Settings) {
     let subject = Sim::new(cloud, settings);
-    for finding in conformance::run(&subject, 1).await {
+    for finding in conformance::run(&subject, [1; 15], &mut |_| {}).await {
         assert!(!matches!(finding.outcome, Outcome::Broken(_)), "{finding}");
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use super::heal::observer;
 use super::{Keeper, Mode};
-use crate::config::LoadedPool;
+use crate::config::{LoadedPool, ProviderConfig};
 use crate::plan::{PlanOptions, Refusal};
 use crate::pool::hold::{Hold, Patience};
 use crate::pool::{Effort, PoolError, Reconciler, Unseen};
@@ -147,7 +147,17 @@ async fn remember(keeper: &Keeper, digest: &str) -> Result<(), StateError> {
 fn digest(pools: &[LoadedPool]) -> String {
     let configs: BTreeMap<&PoolId, serde_json::Value> = pools
         .iter()
-        .map(|pool| (&pool.config.pool_id, serde_json::to_value(&pool.config).unwrap_or_default()))
+        .map(|pool| {
+            // What nobody declared is left out: earlier versions did not know of it.
+            let implicit = ProviderConfig::implicit(pool.config.provider_name());
+            let provider =
+                pool.provider.as_ref().filter(|config| Some(*config) != implicit.as_ref());
+            let asked = match provider {
+                Some(provider) => serde_json::to_value((&pool.config, provider)),
+                None => serde_json::to_value(&pool.config),
+            };
+            (&pool.config.pool_id, asked.unwrap_or_default())
+        })
         .collect();
     let text = serde_json::to_vec(&configs).unwrap_or_default();
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -176,9 +186,14 @@ async fn differences(keeper: &Keeper, pools: &[LoadedPool]) -> Result<Vec<String
         let summary = summaries.iter().find(|summary| summary.pool == *pool)?;
         summary.applied.as_ref()
     };
+    let providers = keeper.store.provider_configs().await?;
+    let is_reached_so = |pool: &LoadedPool| {
+        let name = pool.config.provider_name();
+        providers.get(name).is_none_or(|recorded| pool.provider.as_ref() == Some(recorded))
+    };
     for pool in pools {
         match applied(&pool.config.pool_id) {
-            Some((config, ..)) if *config == pool.config => {}
+            Some((config, ..)) if *config == pool.config && is_reached_so(pool) => {}
             Some((_, at, origin)) => {
                 differ
                     .push(format!("{} was applied from {origin} at {at:.0}", pool.config.pool_id));

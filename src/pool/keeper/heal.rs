@@ -166,6 +166,7 @@ async fn reconciler(
         .filter_map(|pool| pool.applied.as_ref())
         .map(|applied| LoadedPool {
             config: applied.config.clone(),
+            provider: applied.provider.clone(),
             place: applied.origin.clone(),
             origins: BTreeMap::new(),
         })

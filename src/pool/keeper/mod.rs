@@ -224,21 +224,26 @@ impl Keeper {
         pools: &[LoadedPool],
         parallelism: usize,
     ) -> Result<Reconciler, PoolError> {
+        self.providers.declare(self.store.provider_configs().await?);
+        let declared = pools.iter().filter_map(|pool| {
+            Some((pool.config.provider_name().to_owned(), pool.provider.clone()?))
+        });
+        self.providers.declare(declared.collect());
         let mut names = self.store.provider_names().await?;
         names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
-        let providers = names.into_iter().map(|name| {
-            let provider = self.providers.get(&name)?;
-            Ok((name, provider))
-        });
+        let (providers, failed) = self.providers.get_all(&names);
+        // One that cannot be opened keeps nobody from healing what others have.
+        let failed = failed.into_iter().map(|(name, error)| (name, error.to_string()));
+        let unseen = self.unseen().into_iter().chain(failed).collect();
         Ok(Reconciler {
             store: self.store.clone(),
-            providers: providers.collect::<Result<_, PoolError>>()?,
+            providers,
             secrets: self.secrets.clone(),
             clock: self.clock.clone(),
             parallelism,
             // What is leased is looked at again when the lease ends.
             leased: Leased::Leave,
-            unseen: self.unseen(),
+            unseen,
             effort: Effort::BRIEF,
         })
     }

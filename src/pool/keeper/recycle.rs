@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_provider::{ObservedWorker, ProviderError, ResetRequest, WorkerProvider as _, WorkerRef};
+use pool_provider::{
+    Call, ObservedWorker, ProviderError, ResetRequest, WorkerProvider as _, WorkerRef,
+};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
@@ -150,6 +152,7 @@ async fn reset(keeper: &Keeper, used: &Used) -> Result<ObservedWorker, Unclean> 
         },
         spec: keeper.secrets.resolve(&used.spec)?.spec,
     };
+    let _turn = provider.turn(Call::Change).await;
     match provider.reset(&request).await {
         // Providers are not trusted: under another id it would be lost.
         Ok(reset)

@@ -8,9 +8,11 @@
 //! |------------|-----------------------------------------------|
 //! | `creating` | creates                                          |
 //! | `changing` | updates, resets and deletes                       |
+//! | `rules`    | the sentences, and why each matters               |
 
 mod changing;
 mod creating;
+mod rules;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,9 +21,10 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
+use crate::error::ProviderError;
 use crate::identity::{DeploymentId, Generation, Slot, WorkerName};
 use crate::provider::{CreateRequest, DeleteRequest, WorkerProvider, WorkerRef};
-use crate::spec::{ObservedWorker, WorkerSpec};
+use crate::spec::{ObservedWorker, ProbeOutcome, WorkerSpec};
 
 /// How long a deletion may take to show, beyond the provider's own settle time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -73,6 +76,8 @@ pub enum Outcome {
 pub struct Finding {
     /// The rule, as a sentence.
     pub rule: &'static str,
+    /// What goes wrong for users where it is not kept, and what a provider does about it.
+    pub advice: &'static str,
     /// What became of it.
     pub outcome: Outcome,
 }
@@ -81,51 +86,67 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
             Outcome::Kept => write!(f, "kept: {}", self.rule),
-            Outcome::Broken(how) => write!(f, "BROKEN: {}: {how}", self.rule),
+            Outcome::Broken(how) => write!(f, "BROKEN: {}: {how}\n  {}", self.rule, self.advice),
             Outcome::NotTried => write!(f, "not tried here: {}", self.rule),
         }
     }
 }
 
-/// Runs every rule. `seed` tells the deployments of two runs apart.
-pub async fn run(subject: &impl Subject, seed: u8) -> Vec<Finding> {
-    let trial = |number: u8| Trial {
-        subject,
-        owner: DeploymentId::from_random([
-            seed, number, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
-        ]),
-    };
-    vec![
-        finding("a repeated create gives one worker", trial(1).repeated_create()).await,
-        finding("creates side by side give one worker", trial(2).creates_side_by_side()).await,
-        finding("what was created is listed with its tags", trial(3).tags_round_trip()).await,
-        finding("a listing is scoped to its owner", trial(4).scoped(&trial(5).owner)).await,
-        finding("a listing is whole over all its pages", trial(6).whole_listing()).await,
-        finding("labels and tags change in place", trial(7).update_in_place()).await,
-        finding("deleting twice is fine, and so is deleting nothing", trial(8).delete_twice())
-            .await,
-        finding("a deleted worker can be tried again under its name", trial(14).next_attempt())
-            .await,
-        finding("a delete that names another id leaves the worker alone", trial(15).other_id())
-            .await,
-        finding("a reset worker keeps its id and its tags", trial(16).reset()).await,
-        finding("a reset is repeated when its caller is gone", trial(17).abandoned_reset()).await,
-        finding("what does not exist is not found", trial(9).not_found()).await,
-        finding("a spec that cannot succeed is invalid, and leaves nothing", trial(10).invalid())
-            .await,
-        finding("a lost answer is an unknown outcome", trial(11).lost_answer()).await,
-        finding("a listing says when it does not see everything", trial(12).incomplete()).await,
-        finding("an abandoned create is found, and can be repeated", trial(13).abandoned()).await,
-    ]
+/// Tells each finding as soon as it is there.
+struct Findings<'t> {
+    found: Vec<Finding>,
+    tell: &'t mut (dyn FnMut(&Finding) + Send),
 }
 
-async fn finding(rule: &'static str, trial: impl Future<Output = Result<bool, String>>) -> Finding {
-    let outcome = match trial.await {
-        Ok(true) => Outcome::Kept,
-        Ok(false) => Outcome::NotTried,
-        Err(how) => Outcome::Broken(how),
+impl Findings<'_> {
+    async fn add(
+        &mut self,
+        (rule, advice): (&'static str, &'static str),
+        trial: impl Future<Output = Result<bool, String>>,
+    ) {
+        let outcome = match trial.await {
+            Ok(true) => Outcome::Kept,
+            Ok(false) => Outcome::NotTried,
+            Err(how) => Outcome::Broken(how),
+        };
+        let finding = Finding { rule, advice, outcome };
+        (self.tell)(&finding);
+        self.found.push(finding);
+    }
+}
+
+/// Runs every rule, and tells each finding. `seed` tells the deployments of two runs apart.
+pub async fn run(
+    subject: &impl Subject,
+    seed: [u8; 15],
+    tell: &mut (dyn FnMut(&Finding) + Send),
+) -> Vec<Finding> {
+    let trial = |number: u8| {
+        let mut id = [number; 16];
+        // Names of objects end in the first three bytes.
+        (id[0], id[1]) = (seed[0], number);
+        id[2..].copy_from_slice(&seed[1..]);
+        Trial { subject, owner: DeploymentId::from_random(id) }
     };
-    Finding { rule, outcome }
+    let mut findings = Findings { found: Vec::new(), tell };
+    findings.add(rules::REPEATED_CREATE, trial(1).repeated_create()).await;
+    findings.add(rules::SIDE_BY_SIDE, trial(2).creates_side_by_side()).await;
+    findings.add(rules::TAGS, trial(3).tags_round_trip()).await;
+    findings.add(rules::SCOPE, trial(4).scoped(&trial(5).owner)).await;
+    findings.add(rules::WHOLE, trial(6).whole_listing()).await;
+    findings.add(rules::IN_PLACE, trial(7).update_in_place()).await;
+    findings.add(rules::DELETE_TWICE, trial(8).delete_twice()).await;
+    findings.add(rules::NEXT_ATTEMPT, trial(14).next_attempt()).await;
+    findings.add(rules::OTHER_ID, trial(15).other_id()).await;
+    findings.add(rules::RESET, trial(16).reset()).await;
+    findings.add(rules::ABANDONED_RESET, trial(17).abandoned_reset()).await;
+    findings.add(rules::NOT_FOUND, trial(9).not_found()).await;
+    findings.add(rules::INVALID, trial(10).invalid()).await;
+    findings.add(rules::LOST_ANSWER, trial(11).lost_answer()).await;
+    findings.add(rules::INCOMPLETE, trial(12).incomplete()).await;
+    findings.add(rules::ABANDONED, trial(13).abandoned()).await;
+    findings.add(rules::HEALTH, trial(18).health()).await;
+    findings.found
 }
 
 /// One rule's try, under a deployment of its own.
@@ -231,6 +252,30 @@ impl<S: Subject> Trial<'_, S> {
         deleted.map_err(|error| format!("deleting nothing failed: {error}"))?;
         self.list_until(1).await?;
         self.clean().await.map(|()| true)
+    }
+
+    async fn health(&self) -> Result<bool, String> {
+        let provider = self.subject.provider();
+        let created = self.create(0).await?;
+        let worker = self.reference(0, Some(created.provider_id));
+        let probing = async {
+            loop {
+                match provider.probe(&worker).await {
+                    Ok(ProbeOutcome::Healthy) => return Ok(()),
+                    Ok(ProbeOutcome::Unhealthy(_)) => sleep(PAUSE).await,
+                    answer => {
+                        return Err(format!("a probe of a worker that runs answered {answer:?}"));
+                    }
+                }
+            }
+        };
+        let outcome = timeout(provider.describe().settle + PATIENCE, probing).await;
+        outcome.unwrap_or_else(|_| Err("a worker that runs never became healthy".to_owned()))?;
+        self.clean().await?;
+        match provider.probe(&worker).await {
+            Ok(ProbeOutcome::Gone(_)) | Err(ProviderError::NotFound(_)) => Ok(true),
+            answer => Err(format!("a probe of a deleted worker answered {answer:?}")),
+        }
     }
 
     async fn whole_listing(&self) -> Result<bool, String> {

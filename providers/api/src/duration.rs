@@ -81,6 +81,30 @@ impl From<HumanDuration> for String {
     }
 }
 
+impl From<Duration> for HumanDuration {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+/// Writes durations as people do, where a field is a plain [`Duration`].
+pub(crate) mod written {
+    use super::{Deserialize as _, Duration, HumanDuration};
+
+    pub(crate) fn serialize<S: serde::Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&HumanDuration(*duration))
+    }
+
+    pub(crate) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        HumanDuration::deserialize(deserializer).map(HumanDuration::get)
+    }
+}
+
 impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The defaults read as the documentation writes them: 120s, not 2m.
