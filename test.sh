@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything, in one command, on a fresh machine: installs what the tests need, checks format, lints and
-# docs, runs every test, and ends with the runner's closing line.
+# docs, starts a dockerd and a podman of its own, runs every test, stops them, and ends with the runner's closing line.
 set -euo pipefail
 cd "$(dirname "$0")"
 export CI="${CI:-true}"
@@ -13,6 +13,14 @@ command -v unshare >/dev/null || need+=(util-linux)
 command -v mount >/dev/null || need+=(mount)
 command -v strace >/dev/null || need+=(strace)
 command -v python3 >/dev/null || need+=(python3)
+# Engines for containers, and the busybox that their images are made from.
+command -v dockerd >/dev/null || need+=(docker.io)
+command -v docker >/dev/null || need+=(docker.io)
+command -v podman >/dev/null || need+=(podman)
+command -v runc >/dev/null || need+=(runc)
+command -v iptables >/dev/null || need+=(iptables)
+busybox --help 2>/dev/null | grep -q BusyBox || need+=(busybox-static)
+command -v wget >/dev/null || need+=(wget)
 [ -x /usr/bin/python3 ] || [ -x /usr/local/bin/python3 ] || need+=(python3-minimal)
 if [ ${#need[@]} -gt 0 ]; then
   sudo=""
@@ -25,8 +33,16 @@ cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 
+# Built before the engines start: nobody waits for them meanwhile.
+cargo test --workspace --locked --no-run
+
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+engines=$(mktemp -d)
+trap 'rm -f "$log"; tests/engines.sh down "$engines" || true' EXIT
+tests/engines.sh up "$engines"
+. "$engines/env"
+# With this no test that needs an engine may say that it was not run.
+export POOL_TEST_ENGINES=required
 cargo test --workspace --locked 2>&1 | tee "$log"
 
 # One closing line over all test binaries, in the form that readers of logs look for.

@@ -19,14 +19,34 @@ use crate::worker::PoolId;
 pub struct Spec {
     /// What kind of thing it is.
     pub worker_type: WorkerType,
+    /// The network that it joins: the pool's, else the provider's; `None` leaves it to the engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     /// Everything else; secrets are references.
     pub worker: StaticWorkerConfig,
 }
 
 impl Spec {
-    /// Returns what the workers of a pool are made from.
-    pub fn of(config: &StaticPoolConfig) -> Self {
-        Self { worker_type: config.worker_type, worker: config.worker_config.clone() }
+    /// Returns what the workers of a pool are made from that this provider creates.
+    pub fn of(config: &StaticPoolConfig, provider: Option<&ProviderConfig>) -> Self {
+        let of_provider =
+            || provider.and_then(|provider| provider.kind.network().map(str::to_owned));
+        Self {
+            worker_type: config.worker_type,
+            network: config.network.clone().or_else(of_provider),
+            worker: config.worker_config.clone(),
+        }
+    }
+
+    /// Returns whether two workers of one slot cannot run side by side: both want the same ports of one host.
+    pub fn claims_host_ports(&self) -> bool {
+        let docker = self.worker.docker.as_ref();
+        docker.is_some_and(|own| own.ports.iter().any(|port| pool_docker::names_host_port(port)))
+    }
+
+    /// Returns whether the workers have no network of their own.
+    pub fn is_on_host_network(&self) -> bool {
+        self.network.as_deref() == Some("host")
     }
 
     /// Returns the hash that objects carry: of all that a replacement would change, secrets left out.
@@ -92,7 +112,7 @@ impl DesiredPool {
             provider: config.provider_name().to_owned(),
             provider_config: loaded.provider.clone(),
             size: config.fixed_size,
-            spec: Spec::of(&config),
+            spec: Spec::of(&config, loaded.provider.as_ref()),
             secrets,
             config,
             place: loaded.place.clone(),

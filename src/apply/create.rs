@@ -8,12 +8,12 @@
 use std::time::Duration;
 
 use pool_provider::{
-    Call, Consistency, CreateRequest, Idempotency, ObservedWorker, ProviderError,
+    Call, Consistency, CreateRequest, Idempotency, ObservedWorker, Progress, ProviderError,
     WorkerProvider as _,
 };
 use tokio::time::{sleep, timeout};
 
-use super::step::{Admission, Retrying, in_time, retry_after};
+use super::step::{Admission, Listener, in_time, retry_after};
 use super::{PoolRun, StepError, retry};
 use crate::clock::Stopwatch;
 use crate::health::{Tally, Verdict};
@@ -24,6 +24,13 @@ use crate::worker::WorkerName;
 
 /// How soon a new worker is probed again; doubled up to the check's interval.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// A create call that is about to leave.
+struct Sending<'r> {
+    operation: OpenedOperation,
+    progress: Progress,
+    admission: Admission<'r>,
+}
 
 /// How one attempt ended.
 enum Attempt {
@@ -43,7 +50,7 @@ impl PoolRun<'_> {
         &self,
         create: NewCreate,
         origin: NewWorkerOrigin,
-        retrying: &Retrying<'_>,
+        listener: &Listener,
     ) -> Result<ObservedWorker, StepError> {
         let store = &self.applier.store;
         let name = self.plan.worker(create.key.slot, create.key.generation);
@@ -58,24 +65,24 @@ impl PoolRun<'_> {
             } else {
                 store.open_create(self.lock, create.clone()).await?
             };
-            let (failure, asked_for) =
-                match self.attempt(&create, &name, &operation, admission).await? {
-                    Attempt::Ready(observed) => return Ok(observed),
-                    Attempt::Nothing(failure, asked_for) => {
-                        resend = false;
-                        (failure, asked_for)
-                    }
-                    Attempt::Resend(failure) => {
-                        resend = true;
-                        (failure, None)
-                    }
-                    Attempt::GiveUp(failure) => return Err(StepError::Worker(failure.message)),
-                };
+            let operation = Sending { operation, progress: listener.progress.clone(), admission };
+            let (failure, asked_for) = match self.attempt(&create, &name, operation).await? {
+                Attempt::Ready(observed) => return Ok(observed),
+                Attempt::Nothing(failure, asked_for) => {
+                    resend = false;
+                    (failure, asked_for)
+                }
+                Attempt::Resend(failure) => {
+                    resend = true;
+                    (failure, None)
+                }
+                Attempt::GiveUp(failure) => return Err(StepError::Worker(failure.message)),
+            };
             if attempt >= attempts || self.is_stopped() {
                 return Err(StepError::Worker(failure.message));
             }
             let delay = retry::delay(attempt, &name, asked_for);
-            retrying(attempt, failure.message, delay);
+            (listener.retrying)(attempt, failure.message, delay);
             sleep(delay).await;
             if self.is_stopped() {
                 return Err(StepError::Worker(format!("{name}: the run was stopped")));
@@ -88,9 +95,9 @@ impl PoolRun<'_> {
         &self,
         create: &NewCreate,
         name: &WorkerName,
-        operation: &OpenedOperation,
-        admission: Admission<'_>,
+        sending: Sending<'_>,
     ) -> Result<Attempt, StepError> {
+        let Sending { operation, progress, admission } = sending;
         let new = self
             .new
             .as_ref()
@@ -103,6 +110,7 @@ impl PoolRun<'_> {
             token: operation.token.clone(),
             spec: new.spec.clone(),
             spec_hash: create.spec.hash.clone(),
+            progress,
         };
         let watch = Stopwatch::start();
         let provider = self.provider(&create.provider)?;
@@ -116,9 +124,11 @@ impl PoolRun<'_> {
             }
             Err(ProviderError::AlreadyExists(why)) => {
                 let why = ProviderError::UnknownOutcome(format!("already exists: {why}"));
-                self.find_out(create, name, operation, why).await
+                self.find_out(create, name, &operation, why).await
             }
-            Err(error) if error.is_unknown() => self.find_out(create, name, operation, error).await,
+            Err(error) if error.is_unknown() => {
+                self.find_out(create, name, &operation, error).await
+            }
             Err(error) => {
                 let failure = failure(&error, name);
                 let store = &self.applier.store;
@@ -165,7 +175,7 @@ impl PoolRun<'_> {
         // It is recorded as failed already: a crash here leaves it to the next run. Whoever lost the lock
         // must not delete it.
         store.heartbeat(self.lock).await?;
-        match self.delete_and_confirm(name, &old, &|_, _, _| {}).await? {
+        match self.delete_and_confirm(name, &old, &Listener::deaf()).await? {
             Ok(())
                 if self.provider(&create.provider)?.describe().consistency
                     == Consistency::Strong =>

@@ -37,6 +37,8 @@ pub enum ApplyEventKind {
         /// How long until the next one.
         delay: Duration,
     },
+    /// The provider says how a create goes.
+    Progress(String),
     /// A job has the worker that is to go, and is waited for.
     Draining {
         /// Who holds the lease.

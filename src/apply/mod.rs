@@ -25,9 +25,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, StreamExt as _};
-use pool_provider::{SharedProvider, WorkerSpec};
+use pool_provider::{Progress, SharedProvider, WorkerSpec};
 use tokio::sync::Semaphore;
 
+use self::step::Listener;
 pub use event::{ApplyEvent, ApplyEventKind, Observer};
 
 use crate::clock::Stopwatch;
@@ -354,15 +355,13 @@ impl<'a> PoolRun<'a> {
     }
 
     /// Returns what tells of this step.
-    fn teller<'s>(&'s self, step: &'s Step) -> impl Fn(ApplyEventKind) + Send + Sync + 's {
+    fn teller(&self, step: &Step) -> impl Fn(ApplyEventKind) + Send + Sync + Clone + use<> {
+        let observer = Arc::clone(&self.applier.observer);
+        let (pool, worker) = (self.plan.pool.clone(), worker_of(self.plan)(step));
+        let (action, reason) = (step.action, step.reason);
         move |kind| {
-            (self.applier.observer)(ApplyEvent {
-                pool: self.plan.pool.clone(),
-                worker: worker_of(self.plan)(step),
-                action: step.action,
-                reason: step.reason,
-                kind,
-            });
+            let (pool, worker) = (pool.clone(), worker.clone());
+            observer(ApplyEvent { pool, worker, action, reason, kind });
         }
     }
 
@@ -378,8 +377,14 @@ impl<'a> PoolRun<'a> {
         let tell = self.teller(step);
         tell(ApplyEventKind::Started);
         let watch = Stopwatch::start();
-        let retrying = |attempt, why, delay| tell(ApplyEventKind::Retrying { attempt, why, delay });
-        match self.carry_out(step, &retrying).await {
+        let (again, along) = (tell.clone(), tell.clone());
+        let listener = Listener {
+            retrying: Box::new(move |attempt, why, delay| {
+                again(ApplyEventKind::Retrying { attempt, why, delay });
+            }),
+            progress: Progress::to(move |what| along(ApplyEventKind::Progress(what.to_owned()))),
+        };
+        match self.carry_out(step, &listener).await {
             Ok(provider_id) => {
                 tell(ApplyEventKind::Completed { elapsed: watch.elapsed(), provider_id });
                 StepResult::Done(step.summary())

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pool_provider::{
-    Call, DeleteRequest, ObservedWorker, ProviderError, SharedProvider, Turn, UpdateRequest,
-    WorkerProvider as _, WorkerRef,
+    Call, DeleteRequest, ObservedWorker, Progress, ProviderError, SharedProvider, Turn,
+    UpdateRequest, WorkerProvider as _, WorkerRef,
 };
 use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
@@ -15,8 +15,20 @@ use crate::plan::{Action, NewWorker, NewWorkerOrigin, OldWorker, Reason, Replace
 use crate::state::{NewCreate, StateError, WorkerKey};
 use crate::worker::{Slot, WorkerName};
 
-/// Is told of attempts that failed and are followed by another: attempt, why, delay.
-pub(super) type Retrying<'r> = dyn Fn(u32, String, Duration) + Send + Sync + 'r;
+/// Is told how a step goes.
+pub(super) struct Listener {
+    /// Attempts that failed and are followed by another: attempt, why, delay.
+    pub(super) retrying: Box<dyn Fn(u32, String, Duration) + Send + Sync>,
+    /// What the provider tells of a create.
+    pub(super) progress: Progress,
+}
+
+impl Listener {
+    /// Returns one that hears nothing.
+    pub(super) fn deaf() -> Self {
+        Self { retrying: Box::new(|_, _, _| {}), progress: Progress::default() }
+    }
+}
 
 /// The right to make one call: of the run's, and of the provider's.
 pub(super) type Admission<'r> = (Option<SemaphorePermit<'r>>, Turn);
@@ -30,7 +42,7 @@ impl PoolRun<'_> {
     pub(super) async fn carry_out(
         &self,
         step: &Step,
-        retrying: &Retrying<'_>,
+        listener: &Listener,
     ) -> Result<Option<String>, StepError> {
         if step.after_job {
             for old in step.delete.iter().filter(|old| old.recorded) {
@@ -38,14 +50,14 @@ impl PoolRun<'_> {
                 self.drained(key, &self.teller(step)).await?;
             }
         }
-        self.delete_all(step, &step.reap, retrying).await?;
+        self.delete_all(step, &step.reap, listener).await?;
         let deletes_first = step.action != Action::Replace(ReplaceOrder::CreateFirst);
         if deletes_first {
-            self.delete_all(step, &step.delete, retrying).await?;
+            self.delete_all(step, &step.delete, listener).await?;
         }
         let provider_id = match (&step.create, &step.update) {
-            (Some(new), _) => Some(self.bring(step, new, retrying).await?.provider_id),
-            (None, Some(old)) => Some(self.update(step, old, retrying).await?.provider_id),
+            (Some(new), _) => Some(self.bring(step, new, listener).await?.provider_id),
+            (None, Some(old)) => Some(self.update(step, old, listener).await?.provider_id),
             (None, None) => None,
         };
         if !deletes_first {
@@ -54,7 +66,7 @@ impl PoolRun<'_> {
                     "its new worker is ready, and the run was stopped before the old one went";
                 return Err(StepError::Worker(why.to_owned()));
             }
-            self.delete_all(step, &step.delete, retrying).await?;
+            self.delete_all(step, &step.delete, listener).await?;
         }
         Ok(provider_id)
     }
@@ -104,12 +116,12 @@ impl PoolRun<'_> {
         &self,
         step: &Step,
         new: &NewWorker,
-        retrying: &Retrying<'_>,
+        listener: &Listener,
     ) -> Result<ObservedWorker, StepError> {
         let create = self.new_create(step.slot, new, step.reason)?;
         match new.origin {
             NewWorkerOrigin::Fresh | NewWorkerOrigin::Resend => {
-                self.create(create, new.origin, retrying).await
+                self.create(create, new.origin, listener).await
             }
             NewWorkerOrigin::Interrupted
             | NewWorkerOrigin::Unverified
@@ -171,7 +183,7 @@ impl PoolRun<'_> {
         &'s self,
         (provider, limit): (&str, Duration),
         worker: &WorkerName,
-        retrying: &Retrying<'_>,
+        listener: &Listener,
         make: impl Fn(&'s SharedProvider) -> F,
     ) -> Result<Result<T, ProviderError>, StepError>
     where
@@ -184,7 +196,7 @@ impl PoolRun<'_> {
             match answer {
                 Err(error) if error.is_worth_a_retry() && attempt < attempts => {
                     let delay = retry::delay(attempt, worker, retry_after(&error));
-                    retrying(attempt, error.to_string(), delay);
+                    (listener.retrying)(attempt, error.to_string(), delay);
                     sleep(delay).await;
                     attempt += 1;
                 }
@@ -197,7 +209,7 @@ impl PoolRun<'_> {
         &self,
         step: &Step,
         old: &OldWorker,
-        retrying: &Retrying<'_>,
+        listener: &Listener,
     ) -> Result<ObservedWorker, StepError> {
         let recorded = self.recorded_spec(SecretHashes::new())?;
         let key = WorkerKey { slot: step.slot, generation: old.generation };
@@ -212,7 +224,7 @@ impl PoolRun<'_> {
         let operation = store.open_update(self.lock, key, limit).await?;
         let request = &request;
         let answer = self
-            .repeat((&old.provider, limit), &name, retrying, |provider| provider.update(request))
+            .repeat((&old.provider, limit), &name, listener, |provider| provider.update(request))
             .await?;
         match answer {
             Ok(observed) => {
@@ -236,10 +248,10 @@ impl PoolRun<'_> {
         &self,
         step: &Step,
         workers: &[OldWorker],
-        retrying: &Retrying<'_>,
+        listener: &Listener,
     ) -> Result<(), StepError> {
         for old in workers {
-            self.delete(step, old, retrying).await?;
+            self.delete(step, old, listener).await?;
         }
         Ok(())
     }
@@ -248,7 +260,7 @@ impl PoolRun<'_> {
         &self,
         step: &Step,
         old: &OldWorker,
-        retrying: &Retrying<'_>,
+        listener: &Listener,
     ) -> Result<(), StepError> {
         let key = WorkerKey { slot: step.slot, generation: old.generation };
         let name = self.plan.worker(step.slot, old.generation);
@@ -270,7 +282,7 @@ impl PoolRun<'_> {
             store.heartbeat(self.lock).await?;
             None
         };
-        let outcome = self.delete_and_confirm(&name, old, retrying).await?;
+        let outcome = self.delete_and_confirm(&name, old, listener).await?;
         match outcome {
             Ok(()) if old.recorded => store.record_deleted(self.lock, key).await?,
             Ok(()) => store.record_stray_deleted(self.lock, key, why).await?,
@@ -295,13 +307,13 @@ impl PoolRun<'_> {
         &self,
         name: &WorkerName,
         old: &OldWorker,
-        retrying: &Retrying<'_>,
+        listener: &Listener,
     ) -> Result<Result<(), String>, StepError> {
         let limit = self.delete_limit(old)?;
         let reference = self.reference(name, old.provider_id.clone());
         let request = &DeleteRequest { worker: reference.clone(), attempt: old.attempt };
         let answer = self
-            .repeat((&old.provider, limit), name, retrying, |provider| provider.delete(request))
+            .repeat((&old.provider, limit), name, listener, |provider| provider.delete(request))
             .await?;
         match answer {
             Ok(()) | Err(ProviderError::NotFound(_)) => {}

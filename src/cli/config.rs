@@ -21,7 +21,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
-    let Loaded { pools, providers } = context.load(&arguments.paths).await?;
+    let Loaded { pools, providers, .. } = context.load(&arguments.paths).await?;
     let printer = &context.printer;
     if arguments.json {
         let pools: Vec<Value> = pools

@@ -20,8 +20,12 @@ use crate::plan::Plan;
 use crate::pool::{
     Effort, Hold, Patience, ProviderSettings, Providers, Reconciler, Secrets, Unseen,
 };
+use crate::render;
 use crate::state::{Check, OpenOptions, StateError, Store, WhenMissing};
 use crate::worker::PoolId;
+
+/// Where an engine listens unless somebody says otherwise.
+const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 
 /// Everything that a command has at hand.
 #[derive(Clone)]
@@ -35,8 +39,18 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// Reads and checks config files.
+    /// Reads and checks config files, and tells what is worth a word.
     pub(super) async fn load(&self, paths: &[PathBuf]) -> Result<Loaded, CliError> {
+        let loaded = self.read(paths).await?;
+        if !loaded.warnings.diagnostics.is_empty() {
+            let text = render::report_text(&loaded.warnings, self.printer.error_look);
+            self.printer.note(text.trim_end());
+        }
+        Ok(loaded)
+    }
+
+    /// Reads and checks config files.
+    pub(super) async fn read(&self, paths: &[PathBuf]) -> Result<Loaded, CliError> {
         for path in paths {
             if plan_file::is_one(path) {
                 let path = path.display();
@@ -140,9 +154,12 @@ impl Context {
         let folder = std::path::absolute(folder.join("."))
             .with_context(|| format!("finding the folder of {}", self.global.state.display()))?;
         let sim_root = self.world.environment.get("POOL_SIM_DIR").map(PathBuf::from);
+        let docker_host = self.world.environment.get("DOCKER_HOST").filter(|host| !host.is_empty());
+        let docker_host = docker_host.cloned();
         Ok(ProviderSettings {
             local_root: folder.join("local"),
             launcher: self.world.launcher.clone(),
+            docker_host: docker_host.unwrap_or_else(|| DOCKER_SOCKET.to_owned()),
             sim_root: sim_root.unwrap_or_else(|| folder.join("sim")),
             clock: self.world.clock.clone(),
         })

@@ -89,7 +89,9 @@ impl Screen {
     }
 
     fn event(&mut self, event: &ApplyEvent) {
-        use crate::apply::ApplyEventKind::{Completed, Draining, Failed, Retrying, Started};
+        use crate::apply::ApplyEventKind::{
+            Completed, Draining, Failed, Progress, Retrying, Started,
+        };
         self.progress.count(event);
         if self.json {
             self.printer.json_line(&render::event_json(event, self.clock.now()));
@@ -97,7 +99,7 @@ impl Screen {
         }
         match event.kind {
             Started | Completed { .. } => {}
-            Retrying { .. } | Draining { .. } | Failed { .. } => {
+            Progress(_) | Retrying { .. } | Draining { .. } | Failed { .. } => {
                 if let Some(line) = render::event_text(event, self.printer.error_look) {
                     match &self.bar {
                         Some(bar) => bar.println(line),

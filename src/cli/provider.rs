@@ -88,7 +88,7 @@ struct Known {
 
 impl Known {
     async fn gather(context: &Context, store: &Store, paths: &[PathBuf]) -> Result<Self, CliError> {
-        let Loaded { pools, providers: declared } = match paths {
+        let Loaded { pools, providers: declared, .. } = match paths {
             [] => Loaded::default(),
             paths => context.load(paths).await?,
         };
@@ -211,10 +211,10 @@ async fn test(
     (name, pool): (&str, Option<&PoolId>),
     json: bool,
 ) -> Result<Exit, CliError> {
-    known.get(name)?;
+    let config = known.get(name)?;
     let pool = known.pool(name, pool)?;
     let secrets = Secrets::new(context.world.environment.clone().into(), store.secret_key());
-    let spec = secrets.resolve_pool(pool).map_err(|why| {
+    let spec = secrets.resolve_pool(pool, config).map_err(|why| {
         CliError::usage(why, "the workers of the test get the same environment as the pool's")
     })?;
     let provider = known.shelf.get(name)?;

@@ -158,7 +158,7 @@ fn follow(
     let load = Arc::new(move || {
         let (context, paths) = (context.clone(), paths.clone());
         Box::pin(async move {
-            let loaded = context.load(&paths).await.map_err(|error| in_a_line(&error));
+            let loaded = context.read(&paths).await.map_err(|error| in_a_line(&error));
             loaded.map(|loaded| loaded.pools)
         }) as _
     });

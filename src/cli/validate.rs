@@ -7,7 +7,7 @@ use clap::Args;
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
-use crate::config::{Loaded, Report};
+use crate::config::Loaded;
 use crate::render;
 
 #[derive(Debug, Args)]
@@ -22,12 +22,16 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
     let printer = &context.printer;
-    match context.load(&arguments.paths).await {
-        Ok(_) if arguments.json => {
-            printer.json(&render::report_json(&Report::default()));
+    match context.read(&arguments.paths).await {
+        Ok(loaded) if arguments.json => {
+            printer.json(&render::report_json(&loaded.warnings));
             Ok(Exit::Done)
         }
-        Ok(Loaded { pools, .. }) => {
+        Ok(Loaded { pools, warnings, .. }) => {
+            let told = render::report_text(&warnings, printer.error_look);
+            if !told.is_empty() {
+                printer.note(told.trim_end());
+            }
             let names: Vec<&str> = pools.iter().map(|pool| pool.config.pool_id.as_str()).collect();
             printer.data(&match names.as_slice() {
                 [] => "Valid: no pools.\n".to_owned(),

@@ -7,7 +7,7 @@ use super::diagnostic::{Diagnostic, did_you_mean};
 use super::leases::Reuse;
 use super::pointer::escape;
 use super::policy::HealthCheckKind;
-use super::providers::{Declared, Found};
+use super::providers::{Declared, Found, ProviderKind};
 use super::types::StaticPoolConfig;
 
 /// Returns every rule that `pool` breaks.
@@ -36,6 +36,7 @@ fn check_provider(pool: &StaticPoolConfig, providers: &Declared, broken: &mut Br
         Found::Wrong => return,
         Found::Nowhere => return broken.push(no_provider(pool, &providers.names())),
     };
+    check_own(pool, &kind, broken);
     if !kind.worker_types().contains(&pool.worker_type) {
         let has: Vec<&str> = kind.worker_types().iter().map(|known| known.as_str()).collect();
         broken.push((
@@ -46,6 +47,37 @@ fn check_provider(pool: &StaticPoolConfig, providers: &Declared, broken: &mut Br
             )
             .help(format!("it has: {}", has.join(", "))),
         ));
+    }
+}
+
+/// What only some types of providers know of.
+fn check_own(pool: &StaticPoolConfig, kind: &ProviderKind, broken: &mut Broken) {
+    let is_docker = matches!(kind, ProviderKind::Docker(_));
+    let mut complain = |pointer: &str, summary: &str| {
+        let help = format!("the provider `{}` is of type `{}`", pool.provider_name(), kind.name());
+        broken
+            .push((pointer.to_owned(), Diagnostic::error("not-of-this-type", summary).help(help)));
+    };
+    if pool.network.is_some() && !is_docker {
+        complain("/network", "only containers have a `network`");
+    }
+    if pool.worker_config.docker.is_some() && !is_docker {
+        complain("/worker_config/docker", "only containers have a `docker` block");
+    }
+    let docker = pool.worker_config.docker.iter();
+    for (number, port) in docker.flat_map(|docker| &docker.ports).enumerate() {
+        if let Some(why) = pool_docker::wrong_port(port, pool.fixed_size.saturating_sub(1)) {
+            let pointer = format!("/worker_config/docker/ports/{number}");
+            let found = Diagnostic::error("wrong-port", why);
+            broken.push((pointer, found.help("ports are from 1 to 65535, those of all slots too")));
+        }
+    }
+    if pool.worker_config.docker_enabled && is_docker {
+        let summary =
+            "`docker_enabled` lets a job do everything that the engine can, on its host as well";
+        let found = Diagnostic::warning("docker-socket", summary)
+            .help("leave it out where jobs are not trusted with the host");
+        broken.push(("/worker_config/docker_enabled".to_owned(), found));
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 pub enum Severity {
     /// The config cannot be used.
     Error,
-    /// The config can be used, and probably does not mean what it says.
+    /// The config can be used, and somebody should know what it means.
     Warning,
 }
 
@@ -108,6 +108,11 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
+    /// Builds a diagnostic of something that is allowed and worth a word.
+    pub fn warning(rule: &'static str, summary: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(rule, summary) }
+    }
+
     /// Starts an error of `rule`.
     pub fn error(rule: &'static str, summary: impl Into<String>) -> Self {
         Self {

@@ -82,6 +82,8 @@ pub struct Loaded {
     pub pools: Vec<LoadedPool>,
     /// The providers that are declared, used or not.
     pub providers: BTreeMap<String, ProviderConfig>,
+    /// What is allowed and worth a word.
+    pub warnings: Report,
 }
 
 /// Reads the files, folders and `-` (standard input) that `paths` name.
@@ -177,7 +179,11 @@ pub fn load(sources: Sources, around: &Surroundings<'_>) -> Result<Loaded, Repor
     let providers = loader.declared.into_configs();
     let mut report = Report { diagnostics: loader.diagnostics, sources };
     report.sort();
-    if report.error_count() == 0 { Ok(Loaded { pools, providers }) } else { Err(report) }
+    if report.error_count() == 0 {
+        Ok(Loaded { pools, providers, warnings: report })
+    } else {
+        Err(report)
+    }
 }
 
 struct Loader<'a> {

@@ -37,6 +37,8 @@ pub struct ProviderConfig {
 pub enum ProviderKind {
     /// Processes on this machine.
     Local(pool_local::Config),
+    /// Containers of a Docker engine, or of podman's service.
+    Docker(pool_docker::Config),
     /// A simulated cloud.
     Sim(pool_sim::Config),
 }
@@ -80,6 +82,7 @@ impl ProviderConfig {
     pub fn implicit(name: &str) -> Option<Self> {
         let kind = match name {
             "local" => ProviderKind::Local(pool_local::Config::default()),
+            "docker" => ProviderKind::Docker(pool_docker::Config::default()),
             "sim" => ProviderKind::Sim(pool_sim::Config::default()),
             _ => return None,
         };
@@ -87,8 +90,8 @@ impl ProviderConfig {
     }
 
     /// Returns the names of the providers that are there without being declared.
-    pub fn implicit_names() -> [&'static str; 2] {
-        ["local", "sim"]
+    pub fn implicit_names() -> [&'static str; 3] {
+        ["docker", "local", "sim"]
     }
 }
 
@@ -97,6 +100,7 @@ impl ProviderKind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Local(_) => "local",
+            Self::Docker(_) => "docker",
             Self::Sim(_) => "sim",
         }
     }
@@ -105,6 +109,18 @@ impl ProviderKind {
     pub fn place(&self) -> String {
         match self {
             Self::Local(_) | Self::Sim(_) => format!("of type {}", self.name()),
+            Self::Docker(pool_docker::Config { host, .. }) => {
+                let host = host.as_deref().unwrap_or("where DOCKER_HOST says");
+                format!("of type docker, {host}")
+            }
+        }
+    }
+
+    /// Returns the network of workers whose pool names none.
+    pub fn network(&self) -> Option<&str> {
+        match self {
+            Self::Docker(docker) => docker.network.as_deref(),
+            Self::Local(_) | Self::Sim(_) => None,
         }
     }
 
@@ -112,6 +128,7 @@ impl ProviderKind {
     pub fn worker_types(&self) -> &'static [WorkerType] {
         match self {
             Self::Local(_) => &[WorkerType::Process],
+            Self::Docker(_) => &[WorkerType::Container],
             Self::Sim(_) => {
                 &[WorkerType::Process, WorkerType::Container, WorkerType::Vm, WorkerType::Host]
             }
@@ -125,6 +142,11 @@ type Described = (&'static str, &'static str, Schema);
 fn described(generator: &mut SchemaGenerator) -> Vec<Described> {
     vec![
         ("local", "Processes on this machine.", pool_local::Config::json_schema(generator)),
+        (
+            "docker",
+            "Containers of a Docker engine, or of podman's service.",
+            pool_docker::Config::json_schema(generator),
+        ),
         (
             "sim",
             "A simulated cloud, for trying things out.",

@@ -29,8 +29,8 @@ struct PoolsDocument {
     #[serde(default = "version")]
     #[schemars(range(min = 1, max = 1), example = 1)]
     version: u32,
-    /// Where workers come from, by the names that pools give. `local` and `sim` are there without being
-    /// declared.
+    /// Where workers come from, by the names that pools give. `local`, `docker` and `sim` are there
+    /// without being declared.
     #[serde(default)]
     #[schemars(example = json!({ "build-host": { "type": "local", "max_concurrency": 4 } }))]
     providers: BTreeMap<ProviderName, ProviderConfig>,
@@ -303,8 +303,10 @@ fn known_keys(schema: &Value, schema_path: &str) -> Vec<String> {
 
 fn example(schema: &Value, schema_path: &str) -> String {
     let parent = schema_path.rsplit_once('/').map_or("", |(parent, _)| parent);
-    let here = schema.pointer(parent);
-    match here.and_then(|here| here.get("examples")?.get(0)) {
+    let example = |path: &str| schema.pointer(path)?.get("examples")?.get(0);
+    // An example of a list shows what its items are like.
+    let of_list = || example(parent.strip_suffix("/items")?)?.get(0);
+    match example(parent).or_else(of_list) {
         Some(example) => format!("an example that is right: {example}"),
         None => format!("it must match {}", schema.pointer(schema_path).unwrap_or(&Value::Null)),
     }

@@ -37,6 +37,11 @@ pub struct StaticPoolConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", regex(pattern = NAME_PATTERN), example = &"local")]
     pub provider: Option<String>,
+    /// The network that workers join: a name that the engine knows, `none` for no network, `host` for the host's.
+    /// By default the provider's `network`. Only containers have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = 255), example = &"none")]
+    pub network: Option<String>,
     /// How workers are created.
     #[serde(default)]
     pub provisioning: ProvisioningConfig,
@@ -132,7 +137,8 @@ pub struct StaticWorkerConfig {
     /// Memory of each worker in MiB.
     #[schemars(range(min = 1, max = 16_777_216), example = 512)]
     pub memory_mb: u32,
-    /// Lets workers use a Docker engine.
+    /// Lets workers use the Docker engine that runs them, through its socket: with it, a worker can do everything
+    /// that the engine can, on its host as well.
     #[serde(default)]
     #[schemars(example = false)]
     pub docker_enabled: bool,
@@ -150,6 +156,10 @@ pub struct StaticWorkerConfig {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(example = serde_json::json!({ "STAGE": "ci", "TOKEN": { "from_env": "CI_TOKEN" } }))]
     pub environment: BTreeMap<String, EnvironmentValue>,
+    /// What only workers of a provider of type `docker` have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "pool_docker::WorkerAttributes")]
+    pub docker: Option<pool_docker::WorkerAttributes>,
 }
 
 /// The value of an environment variable: a text, or where to read a secret.

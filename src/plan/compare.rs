@@ -5,7 +5,8 @@
 //! |------------------------------------------------|---------------------------------|---------|
 //! | `labels`, `tags`                               | update, where the provider can  | nothing that runs depends on them |
 //! | `image`, `command`, `cpu_cores`, `memory_mb`,  | replace                         | a running worker keeps what it was started with |
-//! | `docker_enabled`, `environment`, `worker_type` |                                 | |
+//! | `docker_enabled`, `environment`, `docker`,     |                                 | |
+//! | `worker_type`, `network`                       |                                 | |
 //! | `provider`                                     | replace                         | a worker cannot move |
 //! | a secret's value, by keyed hash                | replace                         | as for the environment |
 //! | a secret that cannot be read                   | nothing                         | unknown is not changed |
@@ -25,7 +26,7 @@ use crate::config::{ProviderConfig, StaticPoolConfig};
 use crate::desired::{DesiredPool, SecretHashes};
 
 /// The fields of a pool whose change touches its workers, and is told by their steps.
-const WORKER_FIELDS: [&str; 3] = ["worker_type", "worker_config", "provider"];
+const WORKER_FIELDS: [&str; 4] = ["worker_type", "worker_config", "provider", "network"];
 
 /// How well a worker fits what is desired.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +94,14 @@ fn spec_changes(
             path: "worker_type".to_owned(),
             before: Some(recorded.spec.worker_type.to_string()),
             after: Some(desired.spec.worker_type.to_string()),
+            forces_replacement: true,
+        });
+    }
+    if recorded.spec.network != desired.spec.network {
+        changes.push(FieldChange {
+            path: "network".to_owned(),
+            before: recorded.spec.network.clone(),
+            after: desired.spec.network.clone(),
             forces_replacement: true,
         });
     }

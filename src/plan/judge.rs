@@ -148,7 +148,7 @@ fn may_be_hidden(
     match observation {
         None => true,
         Some(observation) if !observation.was_asked() || !observation.is_complete() => true,
-        Some(observation) => now < later(worker.phase_since, observation.description().settle),
+        Some(observation) => now < later(worker.phase_since, observation.description().lag()),
     }
 }
 

@@ -210,9 +210,9 @@ impl<'a> PoolInput<'a> {
     fn is_ghost(&self, seen: &Seen<'_>) -> bool {
         let name = &seen.worker.name;
         let tombstone = self.recorded.and_then(|recorded| recorded.tombstones.get(&name.slot));
-        let settle = self.input.observed.get(seen.provider).map(|o| o.description().settle);
-        let (Some((generation, since)), Some(settle)) = (tombstone, settle) else { return false };
-        let shown_until = since.checked_add(settle).unwrap_or(*since);
+        let lag = self.input.observed.get(seen.provider).map(|o| o.description().lag());
+        let (Some((generation, since)), Some(lag)) = (tombstone, lag) else { return false };
+        let shown_until = since.checked_add(lag).unwrap_or(*since);
         name.generation <= *generation && self.input.now < shown_until
     }
 
@@ -301,7 +301,10 @@ impl<'a> PoolInput<'a> {
         // On one host a probe of the new worker's port would reach the old one.
         let probes_a_port =
             self.desired.is_some_and(|desired| desired.config.health_check.port.is_some());
-        if probes_a_port && observation.is_some_and(|o| o.description().one_host) {
+        let on_host = self.desired.is_some_and(|desired| desired.spec.is_on_host_network());
+        let one_host = on_host || observation.is_some_and(|o| o.description().one_host);
+        let claims_ports = self.desired.is_some_and(|desired| desired.spec.claims_host_ports());
+        if claims_ports || probes_a_port && one_host {
             return 0;
         }
         let capacity = observation.and_then(|observation| {

@@ -55,7 +55,7 @@ fn config(size: u32, image: &str) -> StaticPoolConfig {
 
 fn spec(image: &str) -> Spec {
     let config = config(0, image);
-    Spec::of(&config)
+    Spec::of(&config, None)
 }
 
 fn description() -> Description {
@@ -197,7 +197,7 @@ impl Case {
             provider: "sim".into(),
             provider_config: ProviderConfig::implicit("sim"),
             size: self.size,
-            spec: Spec::of(&config),
+            spec: Spec::of(&config, None),
             secrets: BTreeMap::new(),
             config,
             place: "f:1:1".into(),
@@ -321,9 +321,20 @@ fn without_a_listing_what_is_recorded_is_taken_for_real() {
 
 #[test]
 fn a_young_worker_may_be_hidden_from_an_eventual_listing() {
-    let eventual =
-        Case { description: |d| d.settle = Duration::from_secs(24 * 60 * 60), ..Case::default() };
+    let eventual = Case {
+        description: |d| {
+            d.consistency = Consistency::Eventual;
+            d.settle = Duration::from_secs(24 * 60 * 60);
+        },
+        ..Case::default()
+    };
     eventual.check("0.1 ready a\n1.1 ready a gone\n2.1 ready a", "");
+    // A strong listing shows every call that has answered, however long one that has not may take.
+    let strong = Case { description: |d| d.settle = Duration::from_secs(24 * 60 * 60), ..eventual };
+    strong.check(
+        "0.1 ready a\n1.1 ready a gone\n2.1 ready a",
+        "1 create 1 create_because_missing +2 -1",
+    );
 }
 
 #[test]

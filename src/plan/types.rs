@@ -411,6 +411,6 @@ impl PoolPlan {
 
     /// Returns what new workers are made from; `None` when the pool goes.
     pub fn spec(&self) -> Option<Spec> {
-        self.config.as_ref().map(Spec::of)
+        self.config.as_ref().map(|config| Spec::of(config, self.provider_config.as_ref()))
     }
 }

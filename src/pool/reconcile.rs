@@ -134,7 +134,10 @@ impl Reconciler {
     /// Turns loaded pools into desired ones.
     pub fn desired(&self, pools: &[LoadedPool]) -> Vec<DesiredPool> {
         let desired = |pool: &LoadedPool| {
-            DesiredPool::new(pool, self.secrets.hashes(&Spec::of(&pool.config)))
+            DesiredPool::new(
+                pool,
+                self.secrets.hashes(&Spec::of(&pool.config, pool.provider.as_ref())),
+            )
         };
         pools.iter().map(desired).collect()
     }

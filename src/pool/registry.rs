@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pool_docker::DockerProvider;
 use pool_local::LocalProvider;
 use pool_provider::SharedProvider;
 use pool_sim::SimProvider;
@@ -17,6 +18,8 @@ pub struct ProviderSettings {
     pub local_root: PathBuf,
     /// The program and arguments of the local launcher step.
     pub launcher: (PathBuf, Vec<String>),
+    /// Where the Docker engine is that a provider of that type uses when it does not say.
+    pub docker_host: String,
     /// Where the simulated cloud is kept.
     pub sim_root: PathBuf,
     /// Tells the simulated cloud's time.
@@ -41,6 +44,11 @@ pub(super) fn open(
                 ..pool_local::Settings::new(root, launcher.clone())
             };
             Ok(SharedProvider::new(LocalProvider::new(settings)))
+        }
+        ProviderKind::Docker(docker) => {
+            let host = docker.host.clone().unwrap_or_else(|| settings.docker_host.clone());
+            let settings = pool_docker::Settings { name: name.to_owned(), host };
+            Ok(SharedProvider::new(DockerProvider::new(docker.clone(), settings)))
         }
         ProviderKind::Sim(_) => {
             let clock = settings.clock.clone();

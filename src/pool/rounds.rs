@@ -445,7 +445,9 @@ impl Told {
             ApplyEventKind::Started => "started",
             ApplyEventKind::Draining { .. } => "draining",
             ApplyEventKind::Completed { .. } => "over",
-            ApplyEventKind::Failed { .. } | ApplyEventKind::Retrying { .. } => "",
+            ApplyEventKind::Failed { .. }
+            | ApplyEventKind::Retrying { .. }
+            | ApplyEventKind::Progress(_) => "",
         };
         let key = (event.pool.clone(), event.worker.slot, kind);
         let is_new = self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(key);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pool_provider::WorkerSpec;
 
 use crate::apply::Resolved;
-use crate::config::{EnvironmentValue, SecretSource, StaticPoolConfig};
+use crate::config::{EnvironmentValue, ProviderConfig, SecretSource, StaticPoolConfig};
 use crate::desired::{SecretHashes, Spec};
 use crate::state::SecretKey;
 
@@ -59,8 +59,12 @@ impl Secrets {
     ///
     /// # Errors
     /// As [`Secrets::resolve`].
-    pub fn resolve_pool(&self, config: &StaticPoolConfig) -> Result<Resolved, String> {
-        self.resolve(&Spec::of(config))
+    pub fn resolve_pool(
+        &self,
+        config: &StaticPoolConfig,
+        provider: &ProviderConfig,
+    ) -> Result<Resolved, String> {
+        self.resolve(&Spec::of(config, Some(provider)))
     }
 
     /// Returns what the provider gets, secrets included.
@@ -92,9 +96,15 @@ impl Secrets {
                 labels: worker.labels,
                 tags: worker.tags,
                 environment,
-                network: None,
-                attributes: serde_json::Map::new(),
+                network: spec.network.clone(),
+                attributes: worker.docker.map(attributes).unwrap_or_default(),
             },
         })
     }
+}
+
+/// What only workers of one type have, as their provider reads it.
+fn attributes(own: impl serde::Serialize) -> serde_json::Map<String, serde_json::Value> {
+    let value = serde_json::to_value(own).ok();
+    value.and_then(|value| value.as_object().cloned()).unwrap_or_default()
 }

@@ -22,6 +22,7 @@ pub fn event_text(event: &ApplyEvent, look: Look) -> Option<String> {
                 "{address}: attempt {attempt} failed, next in {delay:.1?}: {why}"
             )))
         }
+        ApplyEventKind::Progress(what) => Some(format!("{address}: {what}")),
         ApplyEventKind::Draining { holder, until } => {
             Some(format!("{address}: waiting for {holder}, whose lease lasts until {until:.0}"))
         }
@@ -45,6 +46,7 @@ pub fn event_json(event: &ApplyEvent, at: Timestamp) -> Value {
             json!({ "attempt": attempt, "error": why, "retry_in_seconds": delay.as_secs_f64() }),
             format!("attempt {attempt} failed: {why}"),
         ),
+        ApplyEventKind::Progress(what) => ("apply_progress", json!({}), what.clone()),
         ApplyEventKind::Draining { holder, until } => (
             "apply_progress",
             json!({ "waits_for": "lease", "holder": holder, "until": until.to_string() }),
@@ -210,7 +212,7 @@ impl Progress {
         let counts = self.pools.entry(event.pool.clone()).or_default();
         match event.kind {
             ApplyEventKind::Started => counts.running += 1,
-            ApplyEventKind::Retrying { .. } => {}
+            ApplyEventKind::Retrying { .. } | ApplyEventKind::Progress(_) => {}
             ApplyEventKind::Draining { .. } => {
                 counts.running = counts.running.saturating_sub(1);
                 counts.waiting += 1;

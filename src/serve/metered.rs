@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use pool_provider::{
-    CreateRequest, DeleteRequest, DeploymentId, Description, Listing, ObservedWorker, PageToken,
-    ProbeOutcome, ProviderError, ResetRequest, SharedProvider, UpdateRequest, WorkerProvider,
-    WorkerRef,
+    CreateRequest, DeleteRequest, DeploymentId, Description, Heard, Listing, ObservedWorker,
+    PageToken, ProbeOutcome, ProviderError, ResetRequest, SharedProvider, UpdateRequest,
+    WorkerProvider, WorkerRef,
 };
 
 use super::metrics::Metrics;
@@ -72,7 +72,7 @@ impl WorkerProvider for Metered {
         self.count("reset", self.provider.reset(request).await)
     }
 
-    async fn ended(&self, worker: &WorkerRef) -> String {
-        self.provider.ended(worker).await
+    async fn watch(&self, worker: &WorkerRef) -> Heard {
+        self.provider.watch(worker).await
     }
 }

@@ -130,7 +130,7 @@ impl Change<'_> {
         let text = serde_json::to_string(config).map_err(|error| {
             StateError::Conflict(format!("the config of {}: {error}", self.pool()))
         })?;
-        let spec_hash = Spec::of(config).hash();
+        let spec_hash = Spec::of(config, provider).hash();
         let is_reached_otherwise = match provider {
             Some(provider) => {
                 providers::record(self.connection, config.provider_name(), provider, self.now)?

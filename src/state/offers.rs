@@ -106,7 +106,7 @@ impl Offers {
         let broken =
             |error: &dyn std::fmt::Display| StateError::Conflict(format!("pool {pool}: {error}"));
         let config: StaticPoolConfig = serde_json::from_str(&text).map_err(|e| broken(&e))?;
-        let spec = Spec::of(&config);
+        let spec = Spec::of(&config, None);
         let id = pool.parse().map_err(|e| broken(&e))?;
         let offer = Arc::new(Offer { pool: id, config, spec: Arc::new(spec), spec_hash, version });
         self.parsed().pools.insert(pool.to_owned(), Arc::clone(&offer));

@@ -46,6 +46,7 @@ fn limited_to(
     let settings = ProviderSettings {
         local_root: folder.path().join("local"),
         launcher: ("/bin/false".into(), Vec::new()),
+        docker_host: "unix:///nowhere".into(),
         sim_root: folder.path().join("sim"),
         clock: Clock::system(),
     };

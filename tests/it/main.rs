@@ -6,6 +6,7 @@
 //! | `crash`       | a run killed at any point is finished by the next one         |
 //! | `desk`        | who gets a lease when, and what its end does                     |
 //! | `embedded`    | `StaticPoolManager` as a library                                |
+//! | `engines`     | one scenario on every provider with real workers                 |
 //! | `faults`      | what a run makes of full disks, lies, silence                  |
 //! | `healing`     | what a server does when workers break                            |
 //! | `history`     | what everybody was told under kills and faults can all be true     |
@@ -26,6 +27,7 @@ mod api;
 mod crash;
 mod desk;
 mod embedded;
+mod engines;
 mod expiry;
 mod faults;
 mod healing;

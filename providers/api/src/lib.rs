@@ -26,8 +26,8 @@ pub use duration::{HumanDuration, InvalidDuration};
 pub use error::ProviderError;
 pub use identity::{DeploymentId, Generation, InvalidIdentity, PoolId, Slot, WorkerName};
 pub use provider::{
-    Consistency, CreateRequest, DeleteRequest, Description, Idempotency, InPlaceField, Listing,
-    PageToken, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef,
+    Consistency, CreateRequest, DeleteRequest, Description, Heard, Idempotency, InPlaceField,
+    Listing, PageToken, Progress, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef,
 };
 pub use shared::{Call, Gate, SharedProvider, Turn};
 pub use spec::{ObservedStatus, ObservedWorker, ProbeOutcome, WorkerSpec};

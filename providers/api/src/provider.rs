@@ -1,7 +1,9 @@
 //! The trait that every provider implements, and its requests.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -63,7 +65,7 @@ pub struct Description {
     pub in_place: Vec<InPlaceField>,
     /// Whether all workers are on one host: two of them cannot listen on the same port.
     pub one_host: bool,
-    /// Whether [`WorkerProvider::ended`] ever returns: workers that end are noticed at once.
+    /// Whether [`WorkerProvider::watch`] ever returns: workers that end are noticed at once.
     #[serde(default)]
     pub tells_ends: bool,
     /// Whether [`WorkerProvider::reset`] does anything: a worker can be made as new between two jobs.
@@ -74,9 +76,52 @@ pub struct Description {
 }
 
 impl Description {
+    /// Returns how long the effect of a call that has answered may take to show in a listing.
+    pub fn lag(&self) -> Duration {
+        match self.consistency {
+            Consistency::Strong => Duration::ZERO,
+            Consistency::Eventual => self.settle,
+        }
+    }
+
     /// Returns whether `field` can change without a replacement.
     pub fn can_update(&self, field: InPlaceField) -> bool {
         self.in_place.contains(&field)
+    }
+}
+
+/// What is heard of a worker without asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// It has ended by itself, and why.
+    Ended(String),
+    /// Its own health check changed its mind, or something else happened that it may get over.
+    Stirred(String),
+}
+
+/// Is told how a create goes, for people: what is pulled, what is booting.
+#[derive(Clone, Default)]
+pub struct Progress(Option<Arc<Listener>>);
+
+type Listener = dyn Fn(&str) + Send + Sync;
+
+impl Progress {
+    /// Tells `listener`, which must not block.
+    pub fn to(listener: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(listener)))
+    }
+
+    /// Tells whoever listens.
+    pub fn tell(&self, what: &str) {
+        if let Some(listener) = &self.0 {
+            listener(what);
+        }
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Progress").field("is_heard", &self.0.is_some()).finish()
     }
 }
 
@@ -97,6 +142,8 @@ pub struct CreateRequest {
     pub spec: WorkerSpec,
     /// The hash of the spec without its secrets.
     pub spec_hash: String,
+    /// Is told how it goes.
+    pub progress: Progress,
 }
 
 /// Names one existing worker.
@@ -225,9 +272,10 @@ pub trait WorkerProvider: Send + Sync + 'static {
         async move { Err(ProviderError::InvalidSpec(format!("{name}: this provider resets nothing"))) }
     }
 
-    /// Waits until a worker has ended by itself, and says why. Where [`Description::tells_ends`] is false
-    /// it waits for ever, and only probes find out. It may be dropped at any moment.
-    fn ended(&self, _worker: &WorkerRef) -> impl Future<Output = String> + Send {
+    /// Waits until something is heard of a worker that a probe would find. Where
+    /// [`Description::tells_ends`] is false it waits for ever, and only probes find out. It may be dropped at
+    /// any moment.
+    fn watch(&self, _worker: &WorkerRef) -> impl Future<Output = Heard> + Send {
         std::future::pending()
     }
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use crate::error::ProviderError;
 use crate::identity::DeploymentId;
 use crate::provider::{
-    CreateRequest, DeleteRequest, Description, Listing, PageToken, ResetRequest, UpdateRequest,
-    WorkerProvider, WorkerRef,
+    CreateRequest, DeleteRequest, Description, Heard, Listing, PageToken, ResetRequest,
+    UpdateRequest, WorkerProvider, WorkerRef,
 };
 use crate::spec::{ObservedWorker, ProbeOutcome};
 
@@ -33,10 +33,10 @@ trait ErasedProvider: Send + Sync + 'static {
     fn delete<'a>(&'a self, request: &'a DeleteRequest) -> Answer<'a, ()>;
     fn probe<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ProbeOutcome>;
     fn reset<'a>(&'a self, request: &'a ResetRequest) -> Answer<'a, ObservedWorker>;
-    fn ended<'a>(
+    fn watch<'a>(
         &'a self,
         worker: &'a WorkerRef,
-    ) -> Pin<Box<dyn Future<Output = String> + Send + 'a>>;
+    ) -> Pin<Box<dyn Future<Output = Heard> + Send + 'a>>;
 }
 
 impl<T: WorkerProvider> ErasedProvider for T {
@@ -68,11 +68,11 @@ impl<T: WorkerProvider> ErasedProvider for T {
     fn reset<'a>(&'a self, request: &'a ResetRequest) -> Answer<'a, ObservedWorker> {
         Box::pin(WorkerProvider::reset(self, request))
     }
-    fn ended<'a>(
+    fn watch<'a>(
         &'a self,
         worker: &'a WorkerRef,
-    ) -> Pin<Box<dyn Future<Output = String> + Send + 'a>> {
-        Box::pin(WorkerProvider::ended(self, worker))
+    ) -> Pin<Box<dyn Future<Output = Heard> + Send + 'a>> {
+        Box::pin(WorkerProvider::watch(self, worker))
     }
 }
 
@@ -179,7 +179,7 @@ impl WorkerProvider for SharedProvider {
     async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
         self.provider.reset(request).await
     }
-    async fn ended(&self, worker: &WorkerRef) -> String {
-        self.provider.ended(worker).await
+    async fn watch(&self, worker: &WorkerRef) -> Heard {
+        self.provider.watch(worker).await
     }
 }

@@ -7,9 +7,9 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use pool_provider::{
-    Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency,
-    InPlaceField, Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, ProviderError,
-    ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
+    Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard, Idempotency,
+    InPlaceField, Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, Progress,
+    ProviderError, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
@@ -334,6 +334,7 @@ impl WorkerProvider for LocalProvider {
             token: String::new(),
             spec: request.spec.clone(),
             spec_hash: known.spec_hash,
+            progress: Progress::default(),
         };
         let grace_ms = u64::try_from(self.settings.stop_grace.as_millis()).unwrap_or(u64::MAX);
         let (pid, start_time, boot_id) = (known.pid, known.start_time, known.boot_id);
@@ -341,10 +342,10 @@ impl WorkerProvider for LocalProvider {
         self.start(&again, &folder, mission).await
     }
 
-    async fn ended(&self, worker: &WorkerRef) -> String {
+    async fn watch(&self, worker: &WorkerRef) -> Heard {
         let folder = self.folder(&worker.owner);
         match ended(&folder, worker, &self.ends).await {
-            Some(why) => why,
+            Some(why) => Heard::Ended(why),
             // It cannot be waited for; it is probed all the same.
             None => std::future::pending().await,
         }

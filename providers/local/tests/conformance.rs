@@ -8,8 +8,8 @@ use std::process::Command;
 use pool_local::{LocalProvider, Settings};
 use pool_provider::conformance::{self, Outcome, Subject};
 use pool_provider::{
-    CreateRequest, DeleteRequest, DeploymentId, Generation, ObservedStatus, ProviderError,
-    ResetRequest, Slot, WorkerName, WorkerProvider, WorkerRef, WorkerSpec,
+    CreateRequest, DeleteRequest, DeploymentId, Generation, ObservedStatus, Progress,
+    ProviderError, ResetRequest, Slot, WorkerName, WorkerProvider, WorkerRef, WorkerSpec,
 };
 
 struct Local {
@@ -70,6 +70,7 @@ fn request(local: &Local, owner: &DeploymentId, script: &str) -> CreateRequest {
             ..local.spec()
         },
         spec_hash: "v1:0".into(),
+        progress: Progress::default(),
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use pool_provider::conformance::{self, Outcome, Subject};
 use pool_provider::{
-    CreateRequest, DeploymentId, Generation, Idempotency, ProviderError, Slot, WorkerName,
-    WorkerProvider as _, WorkerSpec,
+    CreateRequest, DeploymentId, Generation, Idempotency, Progress, ProviderError, Slot,
+    WorkerName, WorkerProvider as _, WorkerSpec,
 };
 use pool_sim::{Call, CallFaults, Cloud, RateLimit, Settings, SimProvider};
 
@@ -108,6 +108,7 @@ fn request(slot: u32) -> CreateRequest {
         token: format!("token-{slot}"),
         spec: WorkerSpec::default(),
         spec_hash: "v1:0".into(),
+        progress: Progress::default(),
     }
 }
 

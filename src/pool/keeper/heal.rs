@@ -325,6 +325,7 @@ pub(super) fn observer(keeper: &Keeper) -> Observer {
                 tracing::info!(worker, reason = event.reason.name(), "a step is done");
             }
             ApplyEventKind::Started
+            | ApplyEventKind::Progress(_)
             | ApplyEventKind::Retrying { .. }
             | ApplyEventKind::Draining { .. } => {}
         }

@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_provider::{WorkerProvider as _, WorkerRef};
+use pool_provider::{Heard, WorkerProvider as _, WorkerRef};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Keeper;
 use crate::config::HealthCheckConfig;
@@ -26,6 +26,9 @@ use crate::worker::{Phase, PoolId};
 const REFRESH: Duration = Duration::from_millis(500);
 /// How many probes may be under way.
 const PARALLEL: usize = 256;
+
+/// How soon a provider is listened to again.
+const BREATH: Duration = Duration::from_millis(20);
 
 /// How long the first probe of a worker may be put off, however long the interval is.
 const FIRST_PROBE: Duration = Duration::from_secs(10);
@@ -56,7 +59,7 @@ impl Drop for Entry {
 /// What comes back.
 enum Found {
     Probed(Arc<Watched>, Probed),
-    Ended(i64),
+    Heard(i64),
 }
 
 /// Everything that is watched.
@@ -216,8 +219,16 @@ impl Watch {
         };
         let (found, row) = (self.found.clone(), worker.row);
         Some(tokio::spawn(async move {
-            let _why = provider.ended(&reference).await;
-            let _closing = found.send(Found::Ended(row)).is_err();
+            // Each time it stirs, a probe says what became of it.
+            loop {
+                let heard = provider.watch(&reference).await;
+                let _closing = found.send(Found::Heard(row)).is_err();
+                if matches!(heard, Heard::Ended(_)) {
+                    return;
+                }
+                // Providers are not trusted: one that never stops talking costs little.
+                sleep(BREATH).await;
+            }
         }))
     }
 
@@ -259,7 +270,7 @@ impl Watch {
     async fn settle(&mut self, found: Found) {
         match found {
             // The probe says what became of it.
-            Found::Ended(row) => self.probe(row),
+            Found::Heard(row) => self.probe(row),
             Found::Probed(worker, probed) => {
                 let row = worker.row;
                 if let Err(error) = self.judge(&worker, probed).await {

@@ -139,6 +139,9 @@ impl<S: Subject> Trial<'_, S> {
             Err(ProviderError::NotFound(_)) => {}
             answer => return Err(format!("get answered {answer:?}")),
         }
+        if self.subject.provider().describe().in_place.is_empty() {
+            return Ok(true);
+        }
         let (labels, tags) = (BTreeMap::new(), Vec::new());
         let request = UpdateRequest { worker: reference, labels, tags };
         match self.subject.provider().update(&request).await {

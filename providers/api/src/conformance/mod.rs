@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::ProviderError;
 use crate::identity::{DeploymentId, Generation, Slot, WorkerName};
-use crate::provider::{CreateRequest, DeleteRequest, WorkerProvider, WorkerRef};
+use crate::provider::{CreateRequest, DeleteRequest, Progress, WorkerProvider, WorkerRef};
 use crate::spec::{ObservedWorker, ProbeOutcome, WorkerSpec};
 
 /// How long a deletion may take to show, beyond the provider's own settle time.
@@ -104,7 +104,7 @@ impl Findings<'_> {
         (rule, advice): (&'static str, &'static str),
         trial: impl Future<Output = Result<bool, String>>,
     ) {
-        let outcome = match trial.await {
+        let outcome = match Box::pin(trial).await {
             Ok(true) => Outcome::Kept,
             Ok(false) => Outcome::NotTried,
             Err(how) => Outcome::Broken(how),
@@ -170,6 +170,7 @@ impl<S: Subject> Trial<'_, S> {
             token: format!("{}-{slot}-1", self.owner),
             spec: self.subject.spec(),
             spec_hash: "v1:0123456789abcdef".to_owned(),
+            progress: Progress::default(),
         }
     }
 

@@ -1,0 +1,82 @@
+//! Identity to labels and back. Everything that says whose a container is, in the create call itself.
+//!
+//! Users' labels are set as they are, for the engine's own tools, and once more as JSON: an image brings labels
+//! of its own, which are not the worker's.
+
+use std::collections::{BTreeMap, HashMap};
+
+use pool_provider::{CreateRequest, DeploymentId, WorkerName};
+
+pub(crate) const DEPLOYMENT: &str = "pool.deployment";
+pub(crate) const PROVIDER: &str = "pool.provider";
+pub(crate) const WORKER: &str = "pool.worker";
+/// The provider's id of the worker: a reset changes the container, and not this.
+pub(crate) const ID: &str = "pool.id";
+const POOL: &str = "pool.pool";
+const SLOT: &str = "pool.slot";
+const GENERATION: &str = "pool.generation";
+const ATTEMPT: &str = "pool.attempt";
+const OPERATION: &str = "pool.operation";
+const SPEC_HASH: &str = "pool.spec-hash";
+const LABELS: &str = "pool.labels";
+const TAGS: &str = "pool.tags";
+
+/// Who a container is, read back from its labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) id: String,
+    pub(crate) name: WorkerName,
+    pub(crate) attempt: u32,
+    pub(crate) operation: i64,
+    pub(crate) spec_hash: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) tags: Vec<String>,
+}
+
+/// Returns the provider's id of a worker, which is its container's name as well. An attempt is part of it:
+/// what is left of an earlier one does not keep its name.
+pub(crate) fn id(owner: &DeploymentId, name: &WorkerName, attempt: u32) -> String {
+    format!("{}.{attempt}", name.object_name(owner))
+}
+
+/// Writes who the container will be.
+pub(crate) fn write(request: &CreateRequest, provider: &str) -> HashMap<String, String> {
+    let CreateRequest { owner, name, attempt, operation, spec, spec_hash, .. } = request;
+    let own = [
+        (DEPLOYMENT, owner.to_string()),
+        (PROVIDER, provider.to_owned()),
+        (WORKER, name.to_string()),
+        (ID, id(owner, name, *attempt)),
+        (POOL, name.pool.to_string()),
+        (SLOT, name.slot.to_string()),
+        (GENERATION, name.generation.to_string()),
+        (ATTEMPT, attempt.to_string()),
+        (OPERATION, operation.to_string()),
+        (SPEC_HASH, spec_hash.clone()),
+        (LABELS, serde_json::to_string(&spec.labels).unwrap_or_default()),
+        (TAGS, serde_json::to_string(&spec.tags).unwrap_or_default()),
+    ];
+    // Ours are last: a user's label of the same name does not hide whose it is.
+    let users = spec.labels.clone().into_iter();
+    users.chain(own.map(|(key, value)| (key.to_owned(), value))).collect()
+}
+
+/// Reads who a container is; `None` when its labels do not say.
+pub(crate) fn read(labels: &HashMap<String, String>) -> Option<Identity> {
+    let get = |key: &str| labels.get(key).map(String::as_str);
+    Some(Identity {
+        id: get(ID)?.to_owned(),
+        name: get(WORKER)?.parse().ok()?,
+        attempt: get(ATTEMPT)?.parse().ok()?,
+        operation: get(OPERATION)?.parse().ok()?,
+        spec_hash: get(SPEC_HASH)?.to_owned(),
+        labels: serde_json::from_str(get(LABELS)?).ok()?,
+        tags: serde_json::from_str(get(TAGS)?).ok()?,
+    })
+}
+
+/// Returns the filter that finds containers with all of these labels.
+pub(crate) fn filter(labels: &[(&str, &str)]) -> HashMap<String, Vec<String>> {
+    let labels = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    HashMap::from([("label".to_owned(), labels)])
+}

@@ -1,0 +1,494 @@
+//! [`DockerProvider`]: the provider trait over an engine's API.
+//!
+//! The name of a container decides: a second create of one attempt meets the first one's container and takes it
+//! from there. A container that was never started is no worker yet: nothing but a repeat of its create brings
+//! it to life, and listings leave it out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::query_parameters::{
+    CreateContainerOptions, LogsOptions, RemoveContainerOptions, RenameContainerOptions,
+    StartContainerOptions, StopContainerOptions,
+};
+use futures_util::StreamExt as _;
+use pool_provider::{
+    Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard, Idempotency,
+    Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, Progress, ProviderError,
+    ResetRequest, UpdateRequest, WorkerProvider, WorkerRef,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::body;
+use crate::config::{Config, Pull};
+use crate::engine::{Door, Engine, Refusal};
+use crate::events::{Event, Events, What};
+use crate::health;
+use crate::images::Pulls;
+use crate::labels::{self, Identity};
+use crate::look::Listed;
+
+/// How long a call that nobody waits for any more may take to have its effect.
+const SETTLE: Duration = Duration::from_secs(10);
+/// How long an engine may take to remove a container that has stopped.
+const REMOVAL: Duration = Duration::from_secs(20);
+/// How often it is looked whether a container is gone that somebody else removes.
+const LOOK: Duration = Duration::from_millis(50);
+/// How much of a container's output is told when it ends at once, in lines.
+const LINES: &str = "3";
+/// What the name of a container ends in that is to take a worker's place in a reset.
+const NEXT: &str = ".next";
+
+/// What a provider is told beside its config.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The provider's name: two providers of one deployment list their own workers only.
+    pub name: String,
+    /// Where the engine is: `unix:///path` or `tcp://host:port`.
+    pub host: String,
+}
+
+/// Runs workers as containers.
+#[derive(Debug, Clone)]
+pub struct DockerProvider {
+    name: String,
+    config: Config,
+    door: Arc<Door>,
+    events: Events,
+    pulls: Arc<Pulls>,
+}
+
+impl DockerProvider {
+    /// Builds a provider; connects when it is first asked for something.
+    pub fn new(config: Config, settings: Settings) -> Self {
+        let door = Door::new(settings.host, config.stop_grace.get());
+        Self {
+            name: settings.name,
+            config,
+            door: Arc::new(door),
+            events: Events::default(),
+            pulls: Arc::default(),
+        }
+    }
+
+    /// Returns our containers of `owner` with these labels, in whatever state.
+    async fn containers(
+        &self,
+        owner: &DeploymentId,
+        label: Option<(&str, &str)>,
+    ) -> Result<Vec<(Identity, Listed)>, ProviderError> {
+        let engine = self.door.engine().await?;
+        let mut wanted =
+            vec![(labels::DEPLOYMENT, owner.as_str()), (labels::PROVIDER, self.name.as_str())];
+        wanted.extend(label);
+        let listed = engine.containers(&wanted).await?.into_iter();
+        let identity = |container: &Listed| labels::read(container.labels.as_ref()?);
+        Ok(listed.filter_map(|container| Some((identity(&container)?, container))).collect())
+    }
+
+    /// Creates a container of this name, pulling its image as the config says.
+    async fn create_container(
+        &self,
+        engine: &Engine,
+        name: &str,
+        request: &CreateRequest,
+    ) -> Result<Result<String, Refusal>, ProviderError> {
+        let body = body::body(request, &self.name, self.door.socket())?;
+        let (image, progress) = (&request.spec.image, &request.progress);
+        if self.config.pull == Pull::Always {
+            self.pulls.pull(engine, image, false, progress).await?;
+        }
+        let create = || async {
+            let options = CreateContainerOptions {
+                name: Some(name.to_owned()),
+                ..CreateContainerOptions::default()
+            };
+            let created = engine.docker.create_container(Some(options), body.clone()).await;
+            created.map(|created| created.id).map_err(Refusal::from)
+        };
+        match create().await {
+            Err(Refusal::Status(404, why)) if self.config.pull == Pull::Never => {
+                Err(ProviderError::InvalidSpec(format!("{why}, and `pull` is `never`")))
+            }
+            Err(refusal) if refusal.is_not_found() => {
+                self.pulls.pull(engine, image, true, progress).await?;
+                Ok(create().await)
+            }
+            answer => Ok(answer),
+        }
+    }
+
+    /// Creates the container of an attempt, or finds the one that the same attempt created before.
+    async fn create_once(
+        &self,
+        engine: &Engine,
+        request: &CreateRequest,
+        id: &str,
+    ) -> Result<String, ProviderError> {
+        let watch = Instant::now();
+        loop {
+            match self.create_container(engine, id, request).await? {
+                Ok(container_id) => return Ok(container_id),
+                Err(refusal) if refusal.is_name_taken() => {}
+                Err(refusal) => return Err(refusal.of_change(&format!("creating {id}"))),
+            }
+            if let Some(container_id) = self.take_over(engine, request, id).await? {
+                return Ok(container_id);
+            }
+            // The name is taken before the container can be seen.
+            if watch.elapsed() > SETTLE {
+                let why = format!("the name {id} is taken, and no container has it");
+                return Err(ProviderError::Transient(why));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Returns the container that has the name of the one that was to be created, where the same attempt
+    /// created it; `None` when it cannot be seen.
+    async fn take_over(
+        &self,
+        engine: &Engine,
+        request: &CreateRequest,
+        id: &str,
+    ) -> Result<Option<String>, ProviderError> {
+        let found = self.containers(&request.owner, Some((labels::ID, id))).await?;
+        let Some((_, container)) = found.into_iter().find(|(_, c)| is_named(c, id)) else {
+            let has_it = engine.inspect(id).await;
+            let labels = has_it.ok().map(|found| found.config.labels.unwrap_or_default());
+            return match labels {
+                Some(labels) if labels::read(&labels).is_none_or(|found| found.id != id) => {
+                    Err(ProviderError::AlreadyExists(format!(
+                        "a container called {id} is there, and is not this worker's"
+                    )))
+                }
+                Some(_) | None => Ok(None),
+            };
+        };
+        match container.state.as_str() {
+            "exited" | "dead" | "stopped" => Err(self.ended_at_once(engine, &container.id).await),
+            "removing" => Ok(None),
+            _ => Ok(Some(container.id)),
+        }
+    }
+
+    /// Starts a container and returns the worker that it is; whatever cannot run is removed again.
+    async fn start(
+        &self,
+        engine: &Engine,
+        request: &CreateRequest,
+        container_id: &str,
+    ) -> Result<ObservedWorker, ProviderError> {
+        let started =
+            engine.docker.start_container(container_id, None::<StartContainerOptions>).await;
+        match started.map_err(Refusal::from) {
+            Ok(()) | Err(Refusal::Status(304, _)) => {}
+            Err(refusal @ Refusal::Status(..)) => {
+                let error = refusal.of_change(&format!("starting {}", request.name));
+                return Err(self.without(engine, container_id, error).await);
+            }
+            Err(refusal) => {
+                // It exists whatever became of this call.
+                let why = format!("starting {}: {}", request.name, refusal.text());
+                return Err(ProviderError::UnknownOutcome(why));
+            }
+        }
+        let id = labels::id(&request.owner, &request.name, request.attempt);
+        let found = self.containers(&request.owner, Some((labels::ID, &id))).await;
+        let found = found.map_err(|error| ProviderError::UnknownOutcome(error.to_string()))?;
+        match workers(found).pop() {
+            Some(worker) => Ok(worker),
+            None => Err(self.ended_at_once(engine, container_id).await),
+        }
+    }
+
+    /// Says how a container ended that was just started, and removes it.
+    async fn ended_at_once(&self, engine: &Engine, container_id: &str) -> ProviderError {
+        let inspected = engine.inspect(container_id).await.ok();
+        let why = inspected.and_then(|found| health::end(&found.state));
+        let why = why.unwrap_or_else(|| "its container is gone".to_owned());
+        let said = output(engine, container_id).await;
+        let said = if said.is_empty() { said } else { format!("; it said: {said}") };
+        let error = ProviderError::Transient(format!("{why} at once{said}"));
+        self.without(engine, container_id, error).await
+    }
+
+    /// Removes a container and returns `error`, which promises that nothing is left.
+    async fn without(
+        &self,
+        engine: &Engine,
+        container_id: &str,
+        error: ProviderError,
+    ) -> ProviderError {
+        match remove(engine, container_id).await {
+            Ok(()) => error,
+            Err(left) => ProviderError::UnknownOutcome(format!("{error}; then: {}", left.text())),
+        }
+    }
+
+    /// Stops and removes a container.
+    async fn end(&self, engine: &Engine, container: &Listed) -> Result<(), Refusal> {
+        let id = &container.id;
+        let runs = !matches!(
+            container.state.as_str(),
+            "created" | "configured" | "exited" | "dead" | "stopped" | "removing"
+        );
+        if runs {
+            let grace = i32::try_from(self.config.stop_grace.get().as_secs()).unwrap_or(i32::MAX);
+            let options =
+                StopContainerOptions { t: Some(grace), ..StopContainerOptions::default() };
+            match engine.docker.stop_container(id, Some(options)).await.map_err(Refusal::from) {
+                Ok(()) | Err(Refusal::Status(304 | 404, _)) => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        remove(engine, id).await
+    }
+}
+
+/// Removes a container with its anonymous volumes. One that is gone, or that somebody else removes, is fine.
+async fn remove(engine: &Engine, container_id: &str) -> Result<(), Refusal> {
+    let options = RemoveContainerOptions { v: true, force: true, link: false };
+    match engine.docker.remove_container(container_id, Some(options)).await.map_err(Refusal::from) {
+        Ok(()) => Ok(()),
+        Err(refusal) if refusal.is_not_found() || refusal.is_being_removed() => Ok(()),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// Returns the last lines that a container wrote.
+async fn output(engine: &Engine, container_id: &str) -> String {
+    let options = LogsOptions {
+        stdout: true,
+        stderr: true,
+        tail: LINES.to_owned(),
+        ..LogsOptions::default()
+    };
+    let mut lines = engine.docker.logs(container_id, Some(options));
+    let mut said = Vec::new();
+    while let Some(Ok(line)) = lines.next().await {
+        said.push(line.to_string().trim().to_owned());
+    }
+    said.join(" | ")
+}
+
+fn is_named(container: &Listed, name: &str) -> bool {
+    let names = container.names.as_deref().unwrap_or_default();
+    names.iter().any(|found| found.trim_start_matches('/') == name)
+}
+
+/// Returns the workers that containers are: one for each id. A container that was never started is one only
+/// when it is about to take the place of another one that is gone.
+fn workers(containers: Vec<(Identity, Listed)>) -> Vec<ObservedWorker> {
+    let mut workers: BTreeMap<String, ObservedWorker> = BTreeMap::new();
+    for (identity, container) in containers {
+        let is_next = !is_named(&container, &identity.id);
+        let status = match container.state.as_str() {
+            "running" | "paused" => ObservedStatus::Running,
+            "restarting" | "initialized" => ObservedStatus::Starting,
+            "created" | "configured" if is_next => ObservedStatus::Starting,
+            "removing" | "stopping" => ObservedStatus::Stopping,
+            "created" | "configured" | "exited" | "dead" | "stopped" => continue,
+            // What is not known is taken for alive: it is not replaced for a word.
+            _ => ObservedStatus::Running,
+        };
+        let worker = observed(identity, &container, status);
+        match workers.get(&worker.provider_id) {
+            Some(known) if known.status == ObservedStatus::Running => {}
+            Some(_) | None => drop(workers.insert(worker.provider_id.clone(), worker)),
+        }
+    }
+    workers.into_values().collect()
+}
+
+fn observed(identity: Identity, container: &Listed, status: ObservedStatus) -> ObservedWorker {
+    let Identity { id, name, attempt, operation, spec_hash, labels, tags } = identity;
+    let networks = container.network_settings.clone().and_then(|found| found.networks);
+    let addresses = networks.unwrap_or_default().into_values();
+    let addresses = addresses.flat_map(|end| [end.ip, end.ipv6].into_iter().flatten());
+    let short = container.id.chars().take(12).collect();
+    let mut attributes = BTreeMap::from([("container_id".to_owned(), short)]);
+    for port in container.ports.iter().flatten() {
+        if let Some(public) = port.outside {
+            let ip = port.ip.as_deref().filter(|ip| !ip.is_empty()).unwrap_or("0.0.0.0");
+            let key = format!("port.{}/{}", port.inside, port.protocol);
+            // A port is published on IPv6 once more: the first one says it.
+            attributes.entry(key).or_insert_with(|| format!("{ip}:{public}"));
+        }
+    }
+    ObservedWorker {
+        provider_id: id,
+        name,
+        attempt,
+        operation,
+        spec_hash,
+        status,
+        labels,
+        tags,
+        addresses: addresses.filter(|address| !address.is_empty()).collect(),
+        attributes,
+    }
+}
+
+impl WorkerProvider for DockerProvider {
+    fn describe(&self) -> Description {
+        Description {
+            kind: "docker".to_owned(),
+            worker_types: vec!["container".to_owned()],
+            idempotency: Idempotency::Token,
+            consistency: Consistency::Strong,
+            settle: SETTLE,
+            slowest_delete: self.config.stop_grace.get() + REMOVAL,
+            in_place: Vec::new(),
+            one_host: self.config.network.as_deref() == Some("host"),
+            tells_ends: true,
+            resets: true,
+            capacity: None,
+        }
+    }
+
+    async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
+        let engine = self.door.engine().await?;
+        let id = labels::id(&request.owner, &request.name, request.attempt);
+        let container_id = self.create_once(engine, request, &id).await?;
+        self.start(engine, request, &container_id).await
+    }
+
+    async fn list(
+        &self,
+        owner: &DeploymentId,
+        _page: Option<&PageToken>,
+    ) -> Result<Listing, ProviderError> {
+        let workers = workers(self.containers(owner, None).await?);
+        Ok(Listing { workers, next: None, complete: true })
+    }
+
+    async fn get(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
+        let label = match &worker.provider_id {
+            Some(id) => (labels::ID, id.clone()),
+            None => (labels::WORKER, worker.name.to_string()),
+        };
+        let found = self.containers(&worker.owner, Some((label.0, &label.1))).await?;
+        let found = workers(found).into_iter().max_by_key(|found| found.attempt);
+        found.ok_or_else(|| ProviderError::NotFound(worker.name.to_string()))
+    }
+
+    async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
+        let name = &request.worker.name;
+        Err(ProviderError::InvalidSpec(format!(
+            "{name}: an engine cannot change a container's labels"
+        )))
+    }
+
+    async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
+        let WorkerRef { owner, name, provider_id } = &request.worker;
+        let engine = self.door.engine().await?;
+        let gone = async {
+            loop {
+                let label = (labels::WORKER, name.to_string());
+                let mut left = self.containers(owner, Some((label.0, &label.1))).await?;
+                left.retain(|(found, _)| match provider_id {
+                    Some(id) => *id == found.id,
+                    None => found.attempt <= request.attempt,
+                });
+                if left.is_empty() {
+                    return Ok(());
+                }
+                for (_, container) in &left {
+                    let ended = self.end(engine, container).await;
+                    ended.map_err(|refusal| refusal.of_change(&format!("deleting {name}")))?;
+                }
+                sleep(LOOK).await;
+            }
+        };
+        let limit = self.config.stop_grace.get() + REMOVAL;
+        timeout(limit, gone).await.unwrap_or_else(|_| {
+            Err(ProviderError::UnknownOutcome(format!("{name}: its container is still there")))
+        })
+    }
+
+    async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
+        let engine = self.door.engine().await?;
+        let gone = || Ok(ProbeOutcome::Gone("its container is not there".to_owned()));
+        let id = match &worker.provider_id {
+            Some(id) => id.clone(),
+            None => match self.get(worker).await {
+                Ok(found) => found.provider_id,
+                Err(ProviderError::NotFound(_)) => return gone(),
+                Err(error) => return Err(error),
+            },
+        };
+        match engine.inspect(&id).await {
+            Ok(found) => health::judge(engine, found).await,
+            // Between two containers of a reset there is none of that name.
+            Err(refusal) if refusal.is_not_found() => match self.get(worker).await {
+                Ok(_) => Ok(ProbeOutcome::Unhealthy("it is being reset".to_owned())),
+                Err(ProviderError::NotFound(_)) => gone(),
+                Err(error) => Err(error),
+            },
+            Err(refusal) => Err(refusal.of_look()),
+        }
+    }
+
+    async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
+        let engine = self.door.engine().await?;
+        let known = self.get(&request.worker).await?;
+        let id = known.provider_id.clone();
+        let again = CreateRequest {
+            owner: request.worker.owner.clone(),
+            name: known.name,
+            attempt: known.attempt,
+            operation: known.operation,
+            token: String::new(),
+            spec: request.spec.clone(),
+            spec_hash: known.spec_hash,
+            progress: Progress::default(),
+        };
+        let doing = format!("resetting {}", again.name);
+        let refused = |refusal: Refusal| refusal.of_change(&doing);
+        let found = self.containers(&again.owner, Some((labels::ID, &id))).await?;
+        let (old, left): (Vec<_>, Vec<_>) =
+            found.into_iter().map(|(_, container)| container).partition(|c| is_named(c, &id));
+        // What a reset left that was cut off. With the old container gone it is the worker: it has not run
+        // yet, and a new one is made of the spec all the same.
+        let next = format!("{id}{NEXT}");
+        let spare = left.iter().find(|_| old.is_empty());
+        for container in left.iter().filter(|_| !old.is_empty()) {
+            remove(engine, &container.id).await.map_err(refused)?;
+        }
+        let container_id = match spare.map(|container| container.id.clone()) {
+            Some(container_id) => container_id,
+            None => self.create_container(engine, &next, &again).await?.map_err(refused)?,
+        };
+        for container in &old {
+            self.end(engine, container).await.map_err(refused)?;
+        }
+        let options = RenameContainerOptions { name: id.clone() };
+        let renamed = engine.docker.rename_container(&container_id, options).await;
+        renamed.map_err(|error| refused(Refusal::from(error)))?;
+        self.start(engine, &again, &container_id).await
+    }
+
+    async fn watch(&self, worker: &WorkerRef) -> Heard {
+        loop {
+            // Before it is looked at: what happens in between is heard.
+            let mut events = self.events.listen(&self.door, &worker.owner);
+            // Whatever else there is to find, regular probes find: only what changes is told here.
+            if let Ok(ProbeOutcome::Gone(why)) = self.probe(worker).await {
+                return Heard::Ended(why);
+            }
+            let is_ours = |id: &String| worker.provider_id.as_ref().is_none_or(|own| own == id);
+            loop {
+                match events.recv().await {
+                    Ok(Event::Of(id, What::Stirred(what))) if is_ours(&id) => {
+                        return Heard::Stirred(what);
+                    }
+                    Ok(Event::Of(id, What::Ended)) if is_ours(&id) => break,
+                    Ok(Event::Any) | Err(_) => break,
+                    Ok(Event::Of(..)) => {}
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Starts a dockerd and a podman service of their own for the tests, or stops them: engines.sh up|down FOLDER
+#
+# Everything is below FOLDER and behind unix sockets there; nothing is pulled: images come from a busybox root.
+# `up` writes FOLDER/env, which says where both listen.
+set -euo pipefail
+folder="$2"
+
+export CONTAINERS_CONF="$folder/containers.conf"
+podman=(podman --root "$folder/podman" --runroot "$folder/podman-run" --tmpdir "$folder/podman-tmp")
+
+wait_for() {
+  for _ in $(seq 300); do
+    if docker -H "$1" version >/dev/null 2>&1; then return 0; fi
+    sleep 0.1
+  done
+  echo "no engine at $1" >&2
+  tail -20 "$folder"/*.log >&2
+  return 1
+}
+
+images() {
+  docker -H "$1" import -c 'CMD ["/bin/sleep","600"]' "$folder/root.tar" pool-test:1 >/dev/null
+  docker -H "$1" import -c 'CMD ["/bin/sleep","601"]' "$folder/root.tar" pool-test:2 >/dev/null
+}
+
+up() {
+  mkdir -p "$folder/root/bin" "$folder/root/tmp" "$folder/root/etc"
+  cp "$(command -v busybox)" "$folder/root/bin/busybox"
+  for applet in $("$folder/root/bin/busybox" --list); do
+    [ "$applet" = busybox ] || ln -sf busybox "$folder/root/bin/$applet"
+  done
+  tar -C "$folder/root" -cf "$folder/root.tar" .
+
+  docker="unix://$folder/docker.sock"
+  dockerd -H "$docker" --data-root "$folder/docker" --exec-root "$folder/docker-run" \
+    -p "$folder/docker.pid" --bip 172.31.99.1/24 >"$folder/docker.log" 2>&1 &
+
+  # No systemd to ask for limits and timers, and no crun that knows cgroups of both versions.
+  cat >"$CONTAINERS_CONF" <<'CONF'
+[containers]
+default_ulimits=["nofile=1024:1024","nproc=1024:1024"]
+[engine]
+runtime="runc"
+cgroup_manager="cgroupfs"
+events_logger="file"
+CONF
+  podman_host="unix://$folder/podman.sock"
+  "${podman[@]}" system service --time 0 "$podman_host" >"$folder/podman.log" 2>&1 &
+  echo $! >"$folder/podman.pid"
+
+  wait_for "$docker"
+  wait_for "$podman_host"
+  images "$docker"
+  images "$podman_host"
+  check='HEALTHCHECK --interval=1s --timeout=2s --retries=1 CMD test -e /tmp/well'
+  docker -H "$docker" import -c 'CMD ["/bin/sleep","600"]' -c "$check" "$folder/root.tar" \
+    pool-test:checked >/dev/null
+  # podman's import knows no HEALTHCHECK.
+  printf 'FROM pool-test:1\n%s\n' "$check" |
+    "${podman[@]}" build -q --format docker -t pool-test:checked -f - "$folder/root/etc" >/dev/null
+  printf 'export POOL_TEST_DOCKER=%q POOL_TEST_PODMAN=%q\n' "$docker" "$podman_host" >"$folder/env"
+}
+
+down() {
+  for engine in docker podman; do
+    host="unix://$folder/$engine.sock"
+    left=$(timeout 20 docker -H "$host" ps -aq 2>/dev/null || true)
+    [ -z "$left" ] || timeout 60 docker -H "$host" rm -f $left >/dev/null 2>&1 || true
+    [ ! -f "$folder/$engine.pid" ] || kill "$(cat "$folder/$engine.pid")" 2>/dev/null || true
+  done
+  for _ in $(seq 100); do
+    [ -e "$folder/docker.pid" ] && kill -0 "$(cat "$folder/docker.pid")" 2>/dev/null || break
+    sleep 0.1
+  done
+  umount -R "$folder/docker" "$folder/podman" "$folder/podman/overlay" 2>/dev/null || true
+  rm -rf "$folder" 2>/dev/null || true
+}
+
+"$1"

@@ -1,0 +1,258 @@
+//! One scenario from end to end on every provider with real workers: created, killed behind our back, replaced,
+//! interrupted, resized, leased while rolling, destroyed. What is there is asked of the engine's own client, and
+//! of `/proc`, never of `pool`.
+//!
+//! `POOL_TEST_DOCKER` and `POOL_TEST_PODMAN` say where engines listen (`tests/engines.sh`); without them these tests
+//! say that they were not run.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::sandbox::{Sandbox, asked_for, pause, wait_until};
+use crate::serve::Server;
+
+/// How long an apply runs before it is killed: in the midst of its calls.
+const MIDST: std::time::Duration = std::time::Duration::from_millis(400);
+
+/// Where workers are, and how they are looked at from outside.
+enum Ground {
+    Local,
+    Docker(String),
+}
+
+/// A worker as the outside sees it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    worker: String,
+    image: String,
+    /// A pid, or a container's id.
+    handle: String,
+}
+
+impl Ground {
+    /// Returns the engine that `variable` names, or says that the test was not run.
+    fn engine(variable: &str) -> Option<Self> {
+        if let Some(host) = asked_for(variable) {
+            return Some(Self::Docker(host));
+        }
+        assert!(asked_for("POOL_TEST_ENGINES").is_none(), "{variable} is not set");
+        // Not by a macro: the test runner would keep it to itself.
+        let told = format!("NOT RUN: needs an engine; {variable} is not set\n");
+        std::io::stderr().write_all(told.as_bytes()).unwrap();
+        None
+    }
+
+    fn yaml(&self, size: u32, version: u8) -> String {
+        let (kind, provider, worker) = match self {
+            Self::Local => {
+                let image = ["/bin/sleep", "/usr/bin/sleep"][usize::from(version) - 1];
+                ("process", "type: local".to_owned(), format!("image: {image}, command: ['600']"))
+            }
+            Self::Docker(host) => (
+                "container",
+                format!("type: docker, host: '{host}', stop_grace: 0s, pull: never"),
+                format!("image: 'pool-test:{version}'"),
+            ),
+        };
+        format!(
+            "version: 1\nproviders: {{ground: {{{provider}}}}}\npools:\n- pool_id: e2e\n  worker_type: \
+             {kind}\n  provider: ground\n  fixed_size: {size}\n  worker_config: {{{worker}, cpu_cores: 1, \
+             memory_mb: 16}}\n  update: {{max_surge: 3}}\n  remediation: {{backoff: 1s}}\n"
+        )
+    }
+
+    /// Returns the live workers of the state in `sandbox`.
+    fn seen(&self, sandbox: &Sandbox) -> BTreeSet<Seen> {
+        match self {
+            Self::Local => processes(&deployment(sandbox)),
+            Self::Docker(host) => containers(host, &deployment(sandbox), false),
+        }
+    }
+
+    /// Returns everything that is left of the state in `sandbox`, dead or alive.
+    fn left(&self, sandbox: &Sandbox) -> BTreeSet<Seen> {
+        match self {
+            Self::Local => processes(&deployment(sandbox)),
+            Self::Docker(host) => containers(host, &deployment(sandbox), true),
+        }
+    }
+
+    fn kill(&self, worker: &Seen) {
+        let mut command = match self {
+            Self::Local => {
+                let mut kill = Command::new("kill");
+                kill.args(["-9", &worker.handle]);
+                kill
+            }
+            Self::Docker(host) => {
+                let mut docker = Command::new("docker");
+                docker.args(["-H", host, "kill", &worker.handle]);
+                docker
+            }
+        };
+        let ran = command.output().unwrap();
+        assert!(ran.status.success(), "{ran:?}");
+    }
+}
+
+fn deployment(sandbox: &Sandbox) -> String {
+    let database = rusqlite::Connection::open(sandbox.path().join(".pool/state.db")).unwrap();
+    let sql = "SELECT CAST(value AS TEXT) FROM meta WHERE key = 'deployment'";
+    database.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+fn containers(host: &str, deployment: &str, dead_too: bool) -> BTreeSet<Seen> {
+    let filter = format!("label=pool.deployment={deployment}");
+    let format = "{{.Label \"pool.worker\"}}\t{{.Image}}\t{{.ID}}";
+    let mut docker = Command::new("docker");
+    docker.args(["-H", host, "ps", "--filter", &filter, "--format", format]);
+    if dead_too {
+        docker.arg("-a");
+    }
+    let ran = docker.output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    let seen = |line: &str| {
+        let mut parts = line.split('\t').map(str::to_owned);
+        let mut next = || parts.next().unwrap();
+        Seen { worker: next(), image: next(), handle: next() }
+    };
+    String::from_utf8(ran.stdout).unwrap().lines().map(seen).collect()
+}
+
+fn processes(deployment: &str) -> BTreeSet<Seen> {
+    let mut seen = BTreeSet::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let handle = entry.file_name().into_string().unwrap();
+        let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
+        let environ = String::from_utf8_lossy(&read("environ")).into_owned();
+        let tag = |name: &str| {
+            let mut all = environ.split('\0');
+            all.find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+        };
+        if tag("POOL_DEPLOYMENT").as_deref() != Some(deployment) || tag("POOL_PROCESS").is_none() {
+            continue;
+        }
+        let stat = String::from_utf8_lossy(&read("stat")).into_owned();
+        if let Some(worker) = tag("POOL_WORKER").filter(|_| !stat.contains(") Z ")) {
+            let arguments = String::from_utf8_lossy(&read("cmdline")).into_owned();
+            let image = arguments.split('\0').next().unwrap_or_default().to_owned();
+            seen.insert(Seen { worker, image, handle });
+        }
+    }
+    seen
+}
+
+fn apply(sandbox: &Sandbox) {
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+}
+
+#[track_caller]
+fn assert_all(seen: &BTreeSet<Seen>, size: usize, image: &str) {
+    assert_eq!(seen.len(), size, "{seen:?}");
+    assert!(seen.iter().all(|one| one.image.ends_with(image)), "{seen:?}");
+    let workers: BTreeSet<&String> = seen.iter().map(|one| &one.worker).collect();
+    assert_eq!(workers.len(), size, "a worker is there twice: {seen:?}");
+}
+
+fn scenario(ground: &Ground) {
+    let images = match ground {
+        Ground::Local => ["/bin/sleep", "/usr/bin/sleep"],
+        Ground::Docker(_) => ["pool-test:1", "pool-test:2"],
+    };
+    // Another state on the same engine, with the same pool: nobody touches its workers.
+    let neighbour = Sandbox::new();
+    neighbour.write("pool.yaml", &ground.yaml(2, 1));
+    apply(&neighbour);
+    let neighbours = ground.seen(&neighbour);
+    assert_all(&neighbours, 2, images[0]);
+
+    let sandbox = Sandbox::new();
+    sandbox.write("pool.yaml", &ground.yaml(10, 1));
+    apply(&sandbox);
+    assert_all(&ground.seen(&sandbox), 10, images[0]);
+
+    // One is killed behind our back: the plan says so, and apply brings another one.
+    let victim = ground.seen(&sandbox).first().unwrap().clone();
+    ground.kill(&victim);
+    // An engine has the signal sent and says so before the process is gone.
+    wait_until("it is gone", || !ground.seen(&sandbox).contains(&victim));
+    let plan = sandbox.pool(&["plan", "pool.yaml", "--detailed-exitcode"]).exits(2).stdout;
+    assert!(plan.contains("its worker is recorded and no longer there"), "{plan}");
+    apply(&sandbox);
+    assert_all(&ground.seen(&sandbox), 10, images[0]);
+
+    // Another image, and the run is killed in its midst: the next one goes on from there.
+    sandbox.write("pool.yaml", &ground.yaml(10, 2));
+    let mut interrupted = sandbox.spawn(&["apply", "pool.yaml", "--auto-approve"]);
+    pause(MIDST);
+    interrupted.kill().unwrap();
+    interrupted.wait().unwrap();
+    apply(&sandbox);
+    assert_all(&ground.seen(&sandbox), 10, images[1]);
+
+    for size in [4, 6] {
+        sandbox.write("pool.yaml", &ground.yaml(size, 2));
+        apply(&sandbox);
+        assert_all(&ground.seen(&sandbox), size as usize, images[1]);
+    }
+
+    rolls_around_a_lease(ground, &sandbox);
+    assert_all(&ground.seen(&sandbox), 6, images[0]);
+
+    assert_eq!(ground.seen(&neighbour), neighbours, "another state's workers were touched");
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+    assert_eq!(ground.left(&sandbox), BTreeSet::new());
+    assert_eq!(ground.seen(&neighbour), neighbours, "another state's workers were touched");
+    neighbour.pool(&["destroy", "--auto-approve"]).exits(0);
+    assert_eq!(ground.left(&neighbour), BTreeSet::new());
+}
+
+/// A server leases, heals what is killed, and lets an apply wait for the job.
+fn rolls_around_a_lease(ground: &Ground, sandbox: &Sandbox) {
+    let server = Server::start(sandbox, &[]);
+    let lease = server.acquire("e2e");
+    let leased = lease["worker"]["name"].as_str().unwrap().to_owned();
+    let is_leased = |one: &&Seen| one.worker == leased;
+    let has_it = ground.seen(sandbox).iter().find(is_leased).cloned().unwrap();
+
+    let victim = ground.seen(sandbox).into_iter().find(|one| !is_leased(&one)).unwrap();
+    ground.kill(&victim);
+    wait_until("what was killed is replaced", || {
+        let seen = ground.seen(sandbox);
+        seen.len() == 6 && !seen.contains(&victim)
+    });
+
+    sandbox.write("pool.yaml", &ground.yaml(6, 1));
+    let mut rolling = sandbox.beside(&["apply", "pool.yaml", "--auto-approve"]);
+    let old = &has_it.image;
+    wait_until("all others are new", || {
+        ground.seen(sandbox).iter().filter(|one| one.image == *old).count() == 1
+    });
+    assert!(ground.seen(sandbox).contains(&has_it), "a job lost its worker");
+    assert!(rolling.runs(), "the run waits for the job");
+    let path = format!("/v1/leases/{}", lease["id"].as_str().unwrap());
+    assert_eq!(server.call("DELETE", &path, &Value::Null).0, 204);
+    rolling.ends().exits(0);
+}
+
+#[test]
+fn everything_works_on_local_processes() {
+    scenario(&Ground::Local);
+}
+
+#[test]
+fn everything_works_on_dockerd() {
+    if let Some(ground) = Ground::engine("POOL_TEST_DOCKER") {
+        scenario(&ground);
+    }
+}
+
+#[test]
+fn everything_works_on_podman() {
+    if let Some(ground) = Ground::engine("POOL_TEST_PODMAN") {
+        scenario(&ground);
+    }
+}
