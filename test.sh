@@ -20,6 +20,7 @@ command -v podman >/dev/null || need+=(podman)
 command -v runc >/dev/null || need+=(runc)
 command -v iptables >/dev/null || need+=(iptables)
 busybox --help 2>/dev/null | grep -q BusyBox || need+=(busybox-static)
+command -v docker-registry >/dev/null || need+=(docker-registry)
 command -v wget >/dev/null || need+=(wget)
 [ -x /usr/bin/python3 ] || [ -x /usr/local/bin/python3 ] || need+=(python3-minimal)
 if [ ${#need[@]} -gt 0 ]; then

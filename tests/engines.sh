@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Starts a dockerd and a podman service of their own for the tests, or stops them: engines.sh up|down FOLDER
+# Starts a dockerd, a podman service and a registry of their own for the tests, or stops them:
+# engines.sh up|down FOLDER
 #
-# Everything is below FOLDER and behind unix sockets there; nothing is pulled: images come from a busybox root.
-# `up` writes FOLDER/env, which says where both listen.
+# Everything is below FOLDER and behind unix sockets there, the registry on loopback; nothing comes from outside:
+# images are made from a busybox root. `up` writes FOLDER/env, which says where they listen.
 set -euo pipefail
 folder="$2"
 
-export CONTAINERS_CONF="$folder/containers.conf"
+export CONTAINERS_CONF="$folder/containers.conf" CONTAINERS_REGISTRIES_CONF="$folder/registries.conf"
 podman=(podman --root "$folder/podman" --runroot "$folder/podman-run" --tmpdir "$folder/podman-tmp")
 
 wait_for() {
@@ -49,6 +50,21 @@ CONF
   "${podman[@]}" system service --time 0 "$podman_host" >"$folder/podman.log" 2>&1 &
   echo $! >"$folder/podman.pid"
 
+  # Behind a password: `tester` and `secret`, as bcrypt.
+  port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  registry="127.0.0.1:$port"
+  echo 'tester:$2y$05$u4qcNFdcc4a1udc76ejGkuH5ArIF8CTjRZXtyxjkN.zLFvVHLhkZe' >"$folder/htpasswd"
+  cat >"$folder/registry.yml" <<CONF
+version: 0.1
+storage: { filesystem: { rootdirectory: "$folder/registry" } }
+http: { addr: "$registry" }
+auth: { htpasswd: { realm: tests, path: "$folder/htpasswd" } }
+CONF
+  docker-registry serve "$folder/registry.yml" >"$folder/registry.log" 2>&1 &
+  echo $! >"$folder/registry.pid"
+  printf 'unqualified-search-registries = []\n[[registry]]\nlocation = "%s"\ninsecure = true\n' "$registry" \
+    >"$CONTAINERS_REGISTRIES_CONF"
+
   wait_for "$docker"
   wait_for "$podman_host"
   images "$docker"
@@ -59,15 +75,22 @@ CONF
   # podman's import knows no HEALTHCHECK.
   printf 'FROM pool-test:1\n%s\n' "$check" |
     "${podman[@]}" build -q --format docker -t pool-test:checked -f - "$folder/root/etc" >/dev/null
-  printf 'export POOL_TEST_DOCKER=%q POOL_TEST_PODMAN=%q\n' "$docker" "$podman_host" >"$folder/env"
+  mkdir "$folder/login"
+  printf '{"auths":{"%s":{"auth":"%s"}}}' "$registry" "$(printf tester:secret | base64)" \
+    >"$folder/login/config.json"
+  docker -H "$docker" tag pool-test:1 "$registry/pool-test:1"
+  docker --config "$folder/login" -H "$docker" push -q "$registry/pool-test:1" >/dev/null
+  docker -H "$docker" rmi "$registry/pool-test:1" >/dev/null
+  printf 'export POOL_TEST_REGISTRY=%q POOL_TEST_LOGIN=%q\n' "$registry" "$folder/login" >"$folder/env"
+  printf 'export POOL_TEST_DOCKER=%q POOL_TEST_PODMAN=%q\n' "$docker" "$podman_host" >>"$folder/env"
 }
 
 down() {
-  for engine in docker podman; do
-    host="unix://$folder/$engine.sock"
-    left=$(timeout 20 docker -H "$host" ps -aq 2>/dev/null || true)
+  for service in docker podman registry; do
+    host="unix://$folder/$service.sock"
+    left=$([ ! -S "$folder/$service.sock" ] || timeout 20 docker -H "$host" ps -aq 2>/dev/null || true)
     [ -z "$left" ] || timeout 60 docker -H "$host" rm -f $left >/dev/null 2>&1 || true
-    [ ! -f "$folder/$engine.pid" ] || kill "$(cat "$folder/$engine.pid")" 2>/dev/null || true
+    [ ! -f "$folder/$service.pid" ] || kill "$(cat "$folder/$service.pid")" 2>/dev/null || true
   done
   for _ in $(seq 100); do
     [ -e "$folder/docker.pid" ] && kill -0 "$(cat "$folder/docker.pid")" 2>/dev/null || break

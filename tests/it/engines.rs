@@ -214,6 +214,8 @@ fn scenario(ground: &Ground) {
 fn rolls_around_a_lease(ground: &Ground, sandbox: &Sandbox) {
     let server = Server::start(sandbox, &[]);
     let lease = server.acquire("e2e");
+    let address = lease["worker"]["addresses"][0].as_str().unwrap();
+    assert!(address.parse::<std::net::IpAddr>().is_ok(), "{lease}");
     let leased = lease["worker"]["name"].as_str().unwrap().to_owned();
     let is_leased = |one: &&Seen| one.worker == leased;
     let has_it = ground.seen(sandbox).iter().find(is_leased).cloned().unwrap();
@@ -254,5 +256,49 @@ fn everything_works_on_dockerd() {
 fn everything_works_on_podman() {
     if let Some(ground) = Ground::engine("POOL_TEST_PODMAN") {
         scenario(&ground);
+    }
+}
+
+/// Pulls an image from a registry that wants a password.
+fn pulls(ground: &Ground) {
+    let Ground::Docker(host) = ground else { return };
+    let image = format!("{}/pool-test:1", asked_for("POOL_TEST_REGISTRY").unwrap());
+    let yaml = ground.yaml(3, 1).replace("pool-test:1", &image).replace("never", "missing");
+    let mut sandbox = Sandbox::new();
+    sandbox.write("pool.yaml", &yaml);
+    let refused = sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(5);
+    assert!(refused.stderr.contains("unauthenticated: pulling"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("`docker login`"), "{}", refused.stderr);
+
+    sandbox.set("DOCKER_CONFIG", &asked_for("POOL_TEST_LOGIN").unwrap());
+    let pulled = sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+    let told = pulled.stderr.matches(&format!("pulling {image}")).count();
+    assert!(told >= 1, "progress is told: {}", pulled.stderr);
+    let done = pulled.stderr.matches(&format!("pulled {image}")).count();
+    assert_eq!(done, 1, "three workers want it, one pull brings it: {}", pulled.stderr);
+    assert_eq!(ground.seen(&sandbox).len(), 3);
+    // No credential is in the state, or in anything that is shown.
+    let state = std::fs::read(sandbox.path().join(".pool/state.db")).unwrap();
+    for secret in ["tester", "dGVzdGVyOnNlY3JldA"] {
+        assert!(!state.windows(secret.len()).any(|part| part == secret.as_bytes()), "{secret}");
+        assert!(!pulled.stderr.contains(secret) && !pulled.stdout.contains(secret), "{secret}");
+    }
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+    assert_eq!(ground.left(&sandbox), BTreeSet::new());
+    let gone = Command::new("docker").args(["-H", host, "rmi", &image]).status().unwrap();
+    assert!(gone.success());
+}
+
+#[test]
+fn dockerd_pulls_with_the_credentials_of_docker_login_and_tells_how_it_goes() {
+    if let Some(ground) = Ground::engine("POOL_TEST_DOCKER") {
+        pulls(&ground);
+    }
+}
+
+#[test]
+fn podman_pulls_with_the_credentials_of_docker_login_and_tells_how_it_goes() {
+    if let Some(ground) = Ground::engine("POOL_TEST_PODMAN") {
+        pulls(&ground);
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bollard::models::EventMessage;
 use bollard::query_parameters::EventsOptions;
 use futures_util::StreamExt as _;
+use jiff::Timestamp;
 use pool_provider::DeploymentId;
 use tokio::sync::broadcast::{self, Receiver, Sender};
 use tokio::time::sleep;
@@ -92,7 +93,7 @@ async fn once(
     door: &Door,
     owner: &DeploymentId,
     sender: &Sender<Event>,
-    since: &mut Option<String>,
+    since: &mut Option<Timestamp>,
 ) {
     let Ok(engine) = door.engine().await else { return };
     // An engine that is away makes nobody look.
@@ -104,11 +105,14 @@ async fn once(
     let _nobody_listens = sender.send(Event::Any).is_err();
     let mut filters = labels::filter(&[(labels::DEPLOYMENT, owner.as_str())]);
     filters.insert("type".to_owned(), vec!["container".to_owned()]);
-    let options = EventsOptions { since: since.clone(), until: None, filters: Some(filters) };
+    // Engines take seconds with a fraction here; dockerd takes no other form.
+    let seconds = |time: Timestamp| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond());
+    let options = EventsOptions { since: since.map(seconds), until: None, filters: Some(filters) };
     let mut stream = engine.docker.events(Some(options));
     while let Some(Ok(message)) = stream.next().await {
-        if let Some(nanos) = message.time_nano {
-            *since = Some(format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000));
+        let at = message.time_nano.map(|nanos| Timestamp::from_nanosecond(i128::from(nanos)));
+        if let Some(Ok(at)) = at {
+            *since = Some(at);
         }
         if let Some(event) = read(message) {
             let _nobody_listens = sender.send(event).is_err();

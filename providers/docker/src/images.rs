@@ -79,7 +79,10 @@ async fn pull(engine: &Engine, image: &str, progress: &Progress) -> Result<(), P
 fn refused(image: &str, refusal: &Refusal) -> ProviderError {
     let why = format!("pulling {image}: {}", refusal.text());
     let text = refusal.text().to_lowercase();
-    if ["unauthorized", "denied", "authentication"].iter().any(|word| text.contains(word)) {
+    if ["unauthorized", "denied", "authentication", "no basic auth credentials"]
+        .iter()
+        .any(|word| text.contains(word))
+    {
         ProviderError::Unauthenticated(format!(
             "{why}; `docker login` leaves credentials to be found"
         ))

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
 use pool_provider::ProviderError;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -165,7 +166,8 @@ impl Engine {
     }
 
     /// Returns what time it is at the engine; `None` when it does not say.
-    pub(crate) async fn time(&self) -> Result<Option<String>, Refusal> {
-        Ok(self.look::<Info>("/info", &[]).await?.system_time)
+    pub(crate) async fn time(&self) -> Result<Option<Timestamp>, Refusal> {
+        let told = self.look::<Info>("/info", &[]).await?.system_time;
+        Ok(told.and_then(|time| time.parse().ok()))
     }
 }

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pool_docker::{Config, DockerProvider, Pull, Settings};
@@ -18,6 +19,8 @@ use pool_provider::{
     Progress, ProviderError, ResetRequest, Slot, WorkerName, WorkerProvider, WorkerRef, WorkerSpec,
 };
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
 /// How long anything may take that is waited for.
@@ -148,6 +151,8 @@ on_both_engines! {
     two_providers_of_one_deployment_list_their_own,
     a_reset_leaves_nothing_of_the_job,
     a_container_has_its_grace,
+    all_workers_are_one_listing,
+    one_stream_of_events_is_opened_and_stays,
 }
 
 async fn keeps_every_rule_of_the_contract(engine: Engine) {
@@ -342,4 +347,91 @@ async fn a_container_has_its_grace(engine: Engine) {
     timeout(PATIENCE, ready).await.unwrap();
     engine.delete(&request).await;
     assert!(shared.path().join("ended").exists(), "it was killed before it could end by itself");
+}
+
+/// Passes everything on to an engine, and notes what is asked: the first line of each request.
+fn noting(engine: &Engine, folder: &tempfile::TempDir) -> (String, Arc<Mutex<Vec<String>>>) {
+    let path = folder.path().join("counted.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let target = engine.host.strip_prefix("unix://").unwrap().to_owned();
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let notes = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_engine, mut to_engine) =
+                UnixStream::connect(&target).await.unwrap().into_split();
+            let notes = Arc::clone(&notes);
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+                    let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
+                    let lines = text.lines().filter(|line| line.ends_with(" HTTP/1.1"));
+                    notes.lock().unwrap().extend(lines.map(str::to_owned));
+                    if to_engine.write_all(&buffer[..read]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            tokio::spawn(async move { tokio::io::copy(&mut from_engine, &mut to_client).await });
+        }
+    });
+    (format!("unix://{}", path.display()), asked)
+}
+
+async fn all_workers_are_one_listing(engine: Engine) {
+    let request = engine.request(111, "sleep 600");
+    let workers: Vec<CreateRequest> = (0..5)
+        .map(|slot| {
+            let name = WorkerName::new("t".parse().unwrap(), Slot(slot), Generation(1));
+            CreateRequest { name, ..request.clone() }
+        })
+        .collect();
+    for worker in &workers {
+        engine.provider().create(worker).await.unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (host, asked) = noting(&engine, &folder);
+    let watched = Engine { host, ..engine.clone() };
+    let provider = watched.provider();
+    // The first call connects, and asks for versions.
+    provider.list(&request.owner, None).await.unwrap();
+    asked.lock().unwrap().clear();
+    let listing = provider.list(&request.owner, None).await.unwrap();
+    assert_eq!((listing.workers.len(), listing.next, listing.complete), (5, None, true));
+    let asked = asked.lock().unwrap().clone();
+    assert_eq!(asked.len(), 1, "one request, however many they are: {asked:?}");
+    for worker in &workers[1..] {
+        let delete = DeleteRequest { worker: reference(worker), attempt: 1 };
+        engine.provider().delete(&delete).await.unwrap();
+    }
+    engine.delete(&request).await;
+}
+
+async fn one_stream_of_events_is_opened_and_stays(engine: Engine) {
+    let request = engine.request(112, "sleep 600");
+    engine.provider().create(&request).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (host, asked) = noting(&engine, &folder);
+    let watched = Engine { host, ..engine.clone() };
+    let provider = watched.provider();
+    let watchers: Vec<_> = (0..3)
+        .map(|_| {
+            let (provider, worker) = (provider.clone(), reference(&request));
+            tokio::spawn(async move { provider.watch(&worker).await })
+        })
+        .collect();
+    // Longer than it takes to open a stream again that broke.
+    sleep(Duration::from_secs(3)).await;
+    let streams = |asked: &Mutex<Vec<String>>| {
+        asked.lock().unwrap().iter().filter(|line| line.contains("/events?")).count()
+    };
+    assert_eq!(streams(&asked), 1, "{:?}", asked.lock().unwrap());
+    engine.client(&["kill", &reference(&request).provider_id.unwrap()]);
+    for watcher in watchers {
+        let heard = timeout(PATIENCE, watcher).await.unwrap().unwrap();
+        assert!(matches!(heard, Heard::Ended(_)), "{heard:?}");
+    }
+    assert_eq!(streams(&asked), 1, "it was heard by the stream");
+    engine.delete(&request).await;
 }
