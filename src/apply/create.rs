@@ -28,6 +28,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// A create call that is about to leave.
 struct Sending<'r> {
     operation: OpenedOperation,
+    /// Whether the same attempt was sent before, and what became of that is not known.
+    is_repeat: bool,
     progress: Progress,
     admission: Admission<'r>,
 }
@@ -60,12 +62,20 @@ impl PoolRun<'_> {
         loop {
             // Not between the intent and the call: whoever looks into a lost call counts from its intent.
             let admission = self.turn(self.provider(&create.provider)?, Call::Change).await;
+            if self.is_stopped() {
+                return Err(StepError::Worker(format!("{name}: the run was stopped")));
+            }
             let operation = if resend {
                 store.reopen_create(self.lock, create.key).await?
             } else {
                 store.open_create(self.lock, create.clone()).await?
             };
-            let operation = Sending { operation, progress: listener.progress.clone(), admission };
+            let operation = Sending {
+                operation,
+                is_repeat: resend,
+                progress: listener.progress.clone(),
+                admission,
+            };
             let (failure, asked_for) = match self.attempt(&create, &name, operation).await? {
                 Attempt::Ready(observed) => return Ok(observed),
                 Attempt::Nothing(failure, asked_for) => {
@@ -97,7 +107,7 @@ impl PoolRun<'_> {
         name: &WorkerName,
         sending: Sending<'_>,
     ) -> Result<Attempt, StepError> {
-        let Sending { operation, progress, admission } = sending;
+        let Sending { operation, is_repeat, progress, admission } = sending;
         let new = self
             .new
             .as_ref()
@@ -128,6 +138,18 @@ impl PoolRun<'_> {
             }
             Err(error) if error.is_unknown() => {
                 self.find_out(create, name, &operation, error).await
+            }
+            // It speaks of the repeat: what the first call left is still not known.
+            Err(error) if is_repeat => {
+                let store = &self.applier.store;
+                let why = error.to_string();
+                store.mark_unknown(self.lock, create.key, operation.id, why).await?;
+                let failure = failure(&error, name);
+                Ok(if error.is_worth_a_retry() {
+                    Attempt::Resend(failure)
+                } else {
+                    Attempt::GiveUp(failure)
+                })
             }
             Err(error) => {
                 let failure = failure(&error, name);

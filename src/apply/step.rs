@@ -173,9 +173,10 @@ impl PoolRun<'_> {
 
     /// Waits until a call may be made: within the run's limit on calls, and the provider's.
     pub(super) async fn turn(&self, provider: &SharedProvider, call: Call) -> Admission<'_> {
+        // The provider's first: who waits for that keeps no call from those that need not.
+        let turn = provider.turn(call).await;
         // The semaphore is never closed; without a permit the call would only be one too many.
-        let permit = self.calls.acquire().await.ok();
-        (permit, provider.turn(call).await)
+        (self.calls.acquire().await.ok(), turn)
     }
 
     /// Repeats an idempotent call while that may help.

@@ -13,7 +13,7 @@ use super::args::{ApplyingArgs, PlanningArgs};
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
-use super::plan::{check_addresses, load, options};
+use super::plan::{check_addresses, load, options, tell_gone};
 use super::plan_file;
 use super::progress::Display;
 use crate::apply::PoolOutcome;
@@ -121,6 +121,7 @@ async fn fresh(
             hold.add(&strays).await?;
             planned = reconciler.plan_settled(&desired, &options, planning.refresh).await?;
         }
+        tell_gone(context, &planned);
         show(context, &planned.plan, applying.json);
         if !planned.plan.refusals.is_empty() {
             return Err(CliError::Refused(planned.plan.refusals));

@@ -24,9 +24,6 @@ use crate::render;
 use crate::state::{Check, OpenOptions, StateError, Store, WhenMissing};
 use crate::worker::PoolId;
 
-/// Where an engine listens unless somebody says otherwise.
-const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
-
 /// Everything that a command has at hand.
 #[derive(Clone)]
 pub(super) struct Context {
@@ -154,12 +151,9 @@ impl Context {
         let folder = std::path::absolute(folder.join("."))
             .with_context(|| format!("finding the folder of {}", self.global.state.display()))?;
         let sim_root = self.world.environment.get("POOL_SIM_DIR").map(PathBuf::from);
-        let docker_host = self.world.environment.get("DOCKER_HOST").filter(|host| !host.is_empty());
-        let docker_host = docker_host.cloned();
         Ok(ProviderSettings {
             local_root: folder.join("local"),
             launcher: self.world.launcher.clone(),
-            docker_host: docker_host.unwrap_or_else(|| DOCKER_SOCKET.to_owned()),
             sim_root: sim_root.unwrap_or_else(|| folder.join("sim")),
             clock: self.world.clock.clone(),
         })

@@ -138,10 +138,6 @@ impl From<PoolError> for CliError {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::Refused(refusals) => Self::Refused(refusals),
-            moved @ PoolError::ProviderMoved { .. } => Self::usage(
-                moved.to_string(),
-                "declare the new place under another name and let the pools use that one: their workers move",
-            ),
             unknown @ PoolError::UnknownProvider(_) => {
                 Self::usage(unknown.to_string(), "declare it under `providers` in the files")
             }

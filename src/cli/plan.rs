@@ -12,6 +12,7 @@ use super::exit::Exit;
 use super::plan_file;
 use crate::config::LoadedPool;
 use crate::plan::{PlanMode, PlanOptions, RecordedPool};
+use crate::pool::Planned;
 use crate::render;
 use crate::state::WhenMissing;
 use crate::worker::{Address, PoolId};
@@ -46,6 +47,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     let options = options(&arguments.planning, mode, &arguments.paths, &pools);
     let planned = reconciler.plan(&desired, &options, arguments.planning.refresh).await?;
     check_addresses(&options, &pools, &planned.recorded)?;
+    tell_gone(context, &planned);
     let plan = planned.plan;
     let printer = &context.printer;
     if arguments.json {
@@ -136,4 +138,12 @@ pub(super) fn check_addresses(
         }
     }
     Ok(())
+}
+
+/// Says which providers were not looked at although workers came from them once.
+pub(super) fn tell_gone(context: &Context, planned: &Planned) {
+    for (name, why) in &planned.gone {
+        let what = "has no workers any more and was not looked at";
+        context.printer.note(&format!("the provider {name} {what}: {why}"));
+    }
 }

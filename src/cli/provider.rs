@@ -92,20 +92,29 @@ impl Known {
             [] => Loaded::default(),
             paths => context.load(paths).await?,
         };
+        let environment = &context.world.environment;
+        let declared: BTreeMap<String, ProviderConfig> = declared
+            .into_iter()
+            .map(|(name, config)| (name, config.in_environment(environment)))
+            .collect();
         let implicit = ProviderConfig::implicit_names().into_iter().filter_map(|name| {
-            Some((name.to_owned(), (ProviderConfig::implicit(name)?, "built in")))
+            let config = ProviderConfig::implicit(name)?.in_environment(environment);
+            Some((name.to_owned(), (config, "built in")))
         });
         let recorded = store.provider_configs().await?.into_iter();
         let recorded = recorded.map(|(name, config)| (name, (config, "state")));
         let from_files = declared.clone().into_iter();
         let from_files = from_files.map(|(name, config)| (name, (config, "files")));
         let shelf = context.providers(store).await?;
-        shelf.declare(declared);
         let mut configs: Vec<StaticPoolConfig> =
             pools.into_iter().map(|pool| pool.config).collect();
         let recorded_pools = store.load().await?;
         configs.extend(recorded_pools.into_iter().filter_map(|pool| Some(pool.applied?.config)));
-        let providers = implicit.chain(recorded).chain(from_files).collect();
+        let providers: BTreeMap<_, _> = implicit.chain(recorded).chain(from_files).collect();
+        let all = providers
+            .iter()
+            .map(|(name, (config, _))| (name.clone(), ProviderConfig::clone(config)));
+        shelf.declare(all.collect());
         Ok(Self { providers, pools: configs, shelf })
     }
 

@@ -1,7 +1,7 @@
 //! Rules between fields: what no schema can say.
 //!
-//! Input: a pool that satisfies the schema. Output: every rule that it breaks, by pointer relative to
-//! the pool. Looks at nothing but the pool itself, so `plan` may rely on all of this.
+//! Input: a pool that satisfies the schema, and the providers that files declare. Output: every rule that it
+//! breaks, by pointer relative to the pool. Looks at nothing else, so `plan` may rely on all of this.
 
 use super::diagnostic::{Diagnostic, did_you_mean};
 use super::leases::Reuse;
@@ -71,6 +71,14 @@ fn check_own(pool: &StaticPoolConfig, kind: &ProviderKind, broken: &mut Broken) 
             let found = Diagnostic::error("wrong-port", why);
             broken.push((pointer, found.help("ports are from 1 to 65535, those of all slots too")));
         }
+    }
+    let ports = pool.worker_config.docker.as_ref().map_or(&[][..], |docker| &docker.ports);
+    let last = pool.fixed_size.saturating_sub(1);
+    if let Some((one, other)) = pool_docker::meeting_ports(ports, last) {
+        let summary = format!("`{}` and `{}` meet on the host", ports[one], ports[other]);
+        let help = format!("slot n takes the host port plus n: leave {} between them", last + 1);
+        let pointer = format!("/worker_config/docker/ports/{other}");
+        broken.push((pointer, Diagnostic::error("wrong-port", summary).help(help)));
     }
     if pool.worker_config.docker_enabled && is_docker {
         let summary =

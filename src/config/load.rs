@@ -339,7 +339,7 @@ impl Loader<'_> {
         });
         let place = self.sources.describe(&document.key_at(&format!("{base}/pool_id")));
         let provider = match self.declared.find(config.provider_name()) {
-            Found::Right(provider) => Some(provider),
+            Found::Right(provider) => Some(provider.in_environment(self.around.environment)),
             Found::Wrong | Found::Nowhere => None,
         };
         LoadedPool { config, provider, place, origins }

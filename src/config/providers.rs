@@ -89,6 +89,17 @@ impl ProviderConfig {
         Some(Self { kind, limits: LimitsConfig::default() })
     }
 
+    /// Returns the provider with what its engine's own tools take from the environment: what is recorded says
+    /// where the workers are, whatever the environment of another process says.
+    #[must_use]
+    pub fn in_environment(mut self, environment: &BTreeMap<String, String>) -> Self {
+        if let ProviderKind::Docker(docker) = &mut self.kind {
+            let told = environment.get("DOCKER_HOST").filter(|host| !host.is_empty());
+            docker.host = docker.host.take().or_else(|| told.cloned());
+        }
+        self
+    }
+
     /// Returns the names of the providers that are there without being declared.
     pub fn implicit_names() -> [&'static str; 3] {
         ["docker", "local", "sim"]
@@ -110,8 +121,8 @@ impl ProviderKind {
         match self {
             Self::Local(_) | Self::Sim(_) => format!("of type {}", self.name()),
             Self::Docker(pool_docker::Config { host, .. }) => {
-                let host = host.as_deref().unwrap_or("where DOCKER_HOST says");
-                format!("of type docker, {host}")
+                let host = host.as_deref().unwrap_or(pool_docker::DEFAULT_HOST);
+                format!("of type docker at {host}")
             }
         }
     }

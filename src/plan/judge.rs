@@ -67,7 +67,10 @@ pub fn judge(
         return unanswered_create(operation.sent_at, observation, now);
     }
     let present = seen.is_some() || may_be_hidden(worker, observation, now);
+    let in_time = worker.standing.deadline.is_some_and(|deadline| now < deadline);
     match worker.phase {
+        // A reset may take it out of a listing for a moment: whoever cleans it finds out what became of it.
+        Phase::Recycling if in_time => Condition::Serving,
         _ if !present => Condition::Missing,
         Phase::Pending | Phase::Provisioning => Condition::Resendable,
         Phase::Verifying => Condition::Unverified,

@@ -32,12 +32,12 @@ pub(super) struct Limiter {
 struct Counted {
     store: Store,
     call: i64,
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let (store, call) = (self.store.clone(), self.call);
+        let (store, call, permit) = (self.store.clone(), self.call, self.permit.take());
         // Where nothing runs any more this process ends, and its calls count no longer.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
@@ -48,6 +48,8 @@ impl Drop for Counted {
                     }
                     sleep(Duration::from_secs(1)).await;
                 }
+                // Not before the state has room: the next one would find it full.
+                drop(permit);
             });
         }
     }
@@ -66,16 +68,22 @@ impl Limiter {
 
     async fn begin(&self, most: u32, own: &Arc<Semaphore>) -> Turn {
         let Ok(permit) = Arc::clone(own).acquire_owned().await else { return Turn::free() };
-        loop {
-            match self.store.begin_call(&self.name, most).await {
-                Ok(Some(call)) => {
-                    let store = self.store.clone();
-                    return Turn::counted(Counted { store, call, _permit: permit });
+        let (store, name) = (self.store.clone(), self.name.clone());
+        // By a task of its own: whoever waits may be dropped at any moment, and a call that was counted must not
+        // be forgotten then.
+        let counting = tokio::spawn(async move {
+            loop {
+                match store.begin_call(&name, most).await {
+                    Ok(Some(call)) => {
+                        let permit = Some(permit);
+                        return Turn::counted(Counted { store, call, permit });
+                    }
+                    Ok(None) => sleep(AGAIN).await,
+                    Err(_) => return Turn::counted(permit),
                 }
-                Ok(None) => sleep(AGAIN).await,
-                Err(_) => return Turn::counted(permit),
             }
-        }
+        });
+        counting.await.unwrap_or_else(|_| Turn::free())
     }
 }
 

@@ -56,18 +56,6 @@ pub enum PoolError {
     /// A provider that is neither there by itself nor declared.
     #[error("there is no provider `{0}`")]
     UnknownProvider(String),
-    /// A provider that is somewhere else now, with workers left where it was.
-    #[error(
-        "the provider {name} was {before} and is {after} now, and has workers left where it was"
-    )]
-    ProviderMoved {
-        /// Its name.
-        name: String,
-        /// Where it was.
-        before: String,
-        /// Where it is.
-        after: String,
-    },
     /// A provider that cannot be used.
     #[error("the provider {name}: {reason}")]
     Provider {

@@ -1,5 +1,7 @@
 //! The providers at hand, by name: those that were given, and those that are opened when they are first
 //! needed, as they were declared.
+//!
+//! Decides nothing about who may declare what: the state and the files do. Opening a provider calls nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -76,6 +78,16 @@ impl Providers {
     /// calls that are under way end as they began.
     pub fn declare(&self, declared: BTreeMap<String, ProviderConfig>) {
         self.shelf().declared.extend(declared);
+    }
+
+    /// Returns these providers as they would be with `declared`: what is open as it is declared is shared, and
+    /// nobody else sees the rest. A run that is refused has changed nothing then.
+    #[must_use]
+    pub fn with(&self, declared: BTreeMap<String, ProviderConfig>) -> Self {
+        let shelf = self.shelf();
+        let mut own = Shelf { declared: shelf.declared.clone(), opened: shelf.opened.clone() };
+        own.declared.extend(declared);
+        Self { shelf: Arc::new(Mutex::new(own)), opening: self.opening.clone() }
     }
 
     /// Returns the provider of this name.

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::{LoadedPool, ProviderConfig};
 use crate::desired::{DesiredPool, Spec};
 use crate::plan::{self, Listed, Observation, Plan, PlanInput, PlanOptions, RecordedPool, Step};
-use crate::state::{PoolLock, Store};
+use crate::state::{PoolLock, StateError, Store};
 use crate::worker::{PoolId, Slot};
 
 /// How hard a listing is tried.
@@ -103,6 +103,9 @@ pub struct Planned {
     pub plan: Plan,
     /// What was recorded when it was made.
     pub recorded: Vec<RecordedPool>,
+    /// Providers that had workers once and cannot be listed now, and why: what calls of then may still bring is
+    /// not looked for there.
+    pub gone: Unseen,
 }
 
 impl Reconciler {
@@ -125,7 +128,7 @@ impl Reconciler {
             let (before, after) = (before.kind.place(), after.kind.place());
             if before != after && has_workers() {
                 let name = pool.provider.clone();
-                return Err(PoolError::ProviderMoved { name, before, after });
+                return Err(StateError::ProviderMoved { name, before, after }.into());
             }
         }
         Ok(())
@@ -158,13 +161,19 @@ impl Reconciler {
         let workers = || recorded.iter().flat_map(|pool| &pool.workers);
         let refresh = refresh || workers().any(|worker| worker.operation.is_some());
         let (observed, failed) = self.observe_all(desired, refresh).await?;
-        if let Some((name, reason)) = failed.into_iter().next() {
+        // One that only ever had workers need not answer any more: it may be gone for good.
+        let has_workers = |name: &String| workers().any(|worker| worker.provider == *name);
+        let is_wanted = |name: &String| desired.iter().any(|pool| pool.provider == *name);
+        let (needed, gone): (Unseen, Unseen) =
+            failed.into_iter().partition(|(name, _)| has_workers(name) || is_wanted(name));
+        if let Some((name, reason)) = needed.into_iter().next() {
             let reason = format!("listing its workers: {reason}");
             return Err(PoolError::Provider { name, reason });
         }
         let input =
             Input { desired: desired.to_vec(), options: options.clone(), recorded, observed };
-        Ok(self.plan_from(input, &self.unseen).await?.0)
+        let planned = self.plan_from(input, &self.unseen).await?.0;
+        Ok(Planned { gone, ..planned })
     }
 
     /// Observes and plans as far as the providers can be listed. Also
@@ -238,7 +247,7 @@ impl Reconciler {
                 options: &input.options,
                 now,
             });
-            Planned { plan, recorded: input.recorded }
+            Planned { plan, recorded: input.recorded, gone: Unseen::new() }
         });
         // It is total: it does not panic, and nobody aborts it.
         let planned = planning.await.map_err(|error| PoolError::BrokenPlan(error.to_string()));

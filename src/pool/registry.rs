@@ -18,8 +18,6 @@ pub struct ProviderSettings {
     pub local_root: PathBuf,
     /// The program and arguments of the local launcher step.
     pub launcher: (PathBuf, Vec<String>),
-    /// Where the Docker engine is that a provider of that type uses when it does not say.
-    pub docker_host: String,
     /// Where the simulated cloud is kept.
     pub sim_root: PathBuf,
     /// Tells the simulated cloud's time.
@@ -46,7 +44,7 @@ pub(super) fn open(
             Ok(SharedProvider::new(LocalProvider::new(settings)))
         }
         ProviderKind::Docker(docker) => {
-            let host = docker.host.clone().unwrap_or_else(|| settings.docker_host.clone());
+            let host = docker.host.clone().unwrap_or_else(|| pool_docker::DEFAULT_HOST.to_owned());
             let settings = pool_docker::Settings { name: name.to_owned(), host };
             Ok(SharedProvider::new(DockerProvider::new(docker.clone(), settings)))
         }

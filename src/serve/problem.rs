@@ -199,9 +199,9 @@ impl From<PoolError> for Problem {
             PoolError::State(error) => error.into(),
             PoolError::Acquire(error) => error.into(),
             PoolError::UnknownWorker(name) => Self::no_worker(&name),
-            PoolError::UnknownProvider(_)
-            | PoolError::Provider { .. }
-            | PoolError::ProviderMoved { .. } => Self::new("provider_unavailable", detail),
+            PoolError::UnknownProvider(_) | PoolError::Provider { .. } => {
+                Self::new("provider_unavailable", detail)
+            }
             PoolError::Refused(_) => Self::new("conflict", detail),
             PoolError::BrokenPlan(_) => Self::new("internal", detail),
         }

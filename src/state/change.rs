@@ -131,20 +131,25 @@ impl Change<'_> {
             StateError::Conflict(format!("the config of {}: {error}", self.pool()))
         })?;
         let spec_hash = Spec::of(config, provider).hash();
-        let is_reached_otherwise = match provider {
-            Some(provider) => {
-                providers::record(self.connection, config.provider_name(), provider, self.now)?
-            }
-            None => false,
+        let reached = match provider {
+            Some(provider) => Some(providers::record(
+                self.connection,
+                config.provider_name(),
+                provider,
+                self.now,
+            )?),
+            None => None,
         };
         let changed = self.execute(
-            "INSERT INTO pool (id, serial, config, applied_at, origin, spec_hash, config_version)
-             VALUES (?1, 1, ?2, ?3, ?4, ?5, 1)
+            "INSERT INTO pool
+                 (id, serial, config, applied_at, origin, spec_hash, config_version, provider)
+             VALUES (?1, 1, ?2, ?3, ?4, ?5, 1, ?6)
              ON CONFLICT (id) DO UPDATE SET serial = serial + 1, config = excluded.config,
                  applied_at = excluded.applied_at, origin = excluded.origin,
-                 spec_hash = excluded.spec_hash, config_version = config_version + 1
-             WHERE config IS NOT excluded.config OR ?6",
-            (self.pool(), text, to_ms(self.now), origin, spec_hash, is_reached_otherwise),
+                 spec_hash = excluded.spec_hash, config_version = config_version + 1,
+                 provider = excluded.provider
+             WHERE config IS NOT excluded.config OR provider IS NOT excluded.provider",
+            (self.pool(), text, to_ms(self.now), origin, spec_hash, reached),
         )?;
         if changed > 0 && config.leases.pick == Pick::LowestSlot {
             let sql = "UPDATE worker SET rank = slot WHERE pool = ?1 AND rank <> slot";

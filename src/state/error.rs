@@ -56,6 +56,18 @@ pub enum StateError {
         /// Who holds it, in words.
         holder: String,
     },
+    /// A provider that is somewhere else now, with workers left where it was.
+    #[error(
+        "the provider {name} was {before} and is {after} now, and has workers left where it was"
+    )]
+    ProviderMoved {
+        /// Its name.
+        name: String,
+        /// Where it was.
+        before: String,
+        /// Where it is.
+        after: String,
+    },
     /// Somebody else took the pool over.
     #[error("the lock on the pool {0} was taken over by another process")]
     Fenced(PoolId),
@@ -129,6 +141,11 @@ impl StateError {
             }
             Self::Fenced(_) => "run again to see where things stand".to_owned(),
             Self::Moved { .. } => "make a new plan".to_owned(),
+            Self::ProviderMoved { .. } => {
+                "declare the new place under another name and let the pools use that one: their \
+                 workers move"
+                    .to_owned()
+            }
             Self::Overtaken { .. } => {
                 "make a new plan; running this one again would undo theirs".to_owned()
             }

@@ -12,9 +12,8 @@ use super::holder::Holder;
 use super::lifecycle::WorkerKey;
 use super::lock;
 use super::open::translate;
-use super::providers;
 use super::writer::JobError;
-use crate::config::StaticPoolConfig;
+use crate::config::{ProviderConfig, StaticPoolConfig};
 use crate::lease::LeaseId;
 use crate::plan::{
     AppliedConfig, Failure, OpenOperation, OperationKind, OperationState, RecordedLease,
@@ -70,13 +69,12 @@ pub(super) fn some(
     now: Timestamp,
 ) -> Result<Vec<RecordedPool>, JobError> {
     let specs = specs(connection)?;
-    let providers = providers::configs(connection)?;
     let only = Only(only);
     let mut workers = workers(connection, &specs, only)?;
     let mut generations = last_generations(connection, only)?;
     let mut tombstones = tombstones(connection, only)?;
     let mut statement = connection.prepare_cached(&format!(
-        "SELECT id, serial, config, applied_at, origin FROM pool WHERE {} ORDER BY id",
+        "SELECT id, serial, config, applied_at, origin, provider FROM pool WHERE {} ORDER BY id",
         only.condition("id")
     ))?;
     let mut rows = statement.query(only.parameters())?;
@@ -89,8 +87,10 @@ pub(super) fn some(
             None => None,
             Some(config) => {
                 let config: StaticPoolConfig = parse(&config, &id)?;
+                let provider: Option<String> = row.get(5)?;
+                let provider = provider.map(|provider| parse(&provider, &id)).transpose()?;
                 Some(AppliedConfig {
-                    provider: providers.get(config.provider_name()).cloned(),
+                    provider: provider.or_else(|| ProviderConfig::implicit(config.provider_name())),
                     config,
                     at: from_ms(row.get::<_, Option<i64>>(3)?.unwrap_or(0)),
                     origin: row.get::<_, Option<String>>(4)?.unwrap_or_default(),

@@ -18,6 +18,7 @@ use super::holder::Holder;
 use super::load::{from_ms, to_ms};
 use super::writer::JobError;
 use crate::config::ProviderConfig;
+use crate::worker::PoolId;
 
 /// How many intervals ahead the next call can be: one for each process that waits, and no more than a few
 /// wait. Whatever is later was written before the clock was set back.
@@ -26,20 +27,35 @@ const LONGEST_QUEUE: i64 = 16;
 /// How long a call is believed to be under way whose process cannot be looked at.
 const LONGEST_CALL: Duration = Duration::from_secs(15 * 60);
 
-/// Records how a provider is reached; returns whether that is new.
+/// Records how a provider is reached; returns that as it is recorded.
+///
+/// # Errors
+/// [`StateError::ProviderMoved`] when it was somewhere else when it got the workers that it has: a plan may be
+/// older than that.
 pub(super) fn record(
     connection: &Connection,
     name: &str,
     config: &ProviderConfig,
     now: Timestamp,
-) -> Result<bool, JobError> {
+) -> Result<String, JobError> {
+    let before = configs(connection)?.remove(name).or_else(|| ProviderConfig::implicit(name));
+    if let Some(before) = before.filter(|before| before.kind.place() != config.kind.place()) {
+        let sql = "SELECT count(*) FROM worker WHERE provider = ?1 AND phase <> 'deleted'";
+        let workers: i64 = connection.prepare_cached(sql)?.query_row([name], |row| row.get(0))?;
+        if workers > 0 {
+            let (before, after) = (before.kind.place(), config.kind.place());
+            let name = name.to_owned();
+            return Err(StateError::ProviderMoved { name, before, after }.into());
+        }
+    }
     let text = serde_json::to_string(config)
         .map_err(|error| StateError::Conflict(format!("the config of provider {name}: {error}")))?;
     let sql = "INSERT INTO provider (name, config, applied_at) VALUES (?1, ?2, ?3)
                ON CONFLICT (name) DO UPDATE SET config = excluded.config,
                    applied_at = excluded.applied_at
                WHERE config <> excluded.config";
-    Ok(connection.prepare_cached(sql)?.execute((name, text, to_ms(now)))? > 0)
+    connection.prepare_cached(sql)?.execute((name, &text, to_ms(now)))?;
+    Ok(text)
 }
 
 /// Returns how each provider is reached.
@@ -63,6 +79,28 @@ impl Store {
     /// Returns how the providers are reached that pools were applied with.
     pub async fn provider_configs(&self) -> Result<BTreeMap<String, ProviderConfig>, StateError> {
         self.read(configs).await
+    }
+
+    /// Returns how the provider of each pool was reached when it was applied, where that is recorded.
+    pub async fn load_applied_providers(
+        &self,
+    ) -> Result<BTreeMap<PoolId, ProviderConfig>, StateError> {
+        self.read(|connection| {
+            let sql = "SELECT id, provider FROM pool WHERE provider IS NOT NULL";
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut rows = statement.query([])?;
+            let mut applied = BTreeMap::new();
+            while let Some(row) = rows.next()? {
+                let (id, text): (String, String) = (row.get(0)?, row.get(1)?);
+                let broken = |error: &dyn std::fmt::Display| {
+                    StateError::Conflict(format!("the record of {id}'s provider: {error}"))
+                };
+                let pool = id.parse().map_err(|error| broken(&error))?;
+                applied.insert(pool, serde_json::from_str(&text).map_err(|error| broken(&error))?);
+            }
+            Ok(applied)
+        })
+        .await
     }
 
     /// Reserves the next call of a provider that may be called once in every `interval`; returns how long to

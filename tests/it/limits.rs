@@ -46,7 +46,6 @@ fn limited_to(
     let settings = ProviderSettings {
         local_root: folder.path().join("local"),
         launcher: ("/bin/false".into(), Vec::new()),
-        docker_host: "unix:///nowhere".into(),
         sim_root: folder.path().join("sim"),
         clock: Clock::system(),
     };
@@ -174,4 +173,19 @@ async fn what_waits_for_its_turn_is_not_intended_yet() {
     assert!(run.await.unwrap().is_ok());
     assert_eq!(world.cloud.workers().len(), 4);
     assert_eq!(most, 1, "an intent was written for a call that did not leave");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_no_longer_waits_for_a_turn_takes_none_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = process(&folder, Clock::system());
+    let limits = LimitsConfig { max_concurrency: Some(1), rate_limit: None };
+    let provider = limited(&folder, &store, limits);
+    for wait_us in 0..200 {
+        let turn = provider.turn(Call::Change);
+        drop(tokio::time::timeout(Duration::from_micros(wait_us * 10), turn).await);
+    }
+    let patience = Duration::from_secs(30);
+    let turn = tokio::time::timeout(patience, provider.turn(Call::Change)).await;
+    assert!(turn.is_ok(), "a call is counted that nobody makes");
 }

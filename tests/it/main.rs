@@ -13,6 +13,7 @@
 //! | `limits`      | how much is asked of a provider                                  |
 //! | `local`       | real processes, with the real binary                            |
 //! | `model`       | leases against a model                                           |
+//! | `reached`     | how providers are reached, and who is concerned when that changes |
 //! | `reports`     | what users reported                                             |
 //! | `rolling`     | apply and changing files beside a server                         |
 //! | `serve`       | the real server, its clients, and what survives it                |
@@ -35,6 +36,7 @@ mod history;
 mod limits;
 mod local;
 mod model;
+mod reached;
 mod reports;
 mod rolling;
 mod sandbox;

@@ -1,4 +1,7 @@
-//! A worker's spec as the engine takes it.
+//! A worker's spec as the engine takes it: one body of a create call, with everything in it.
+//!
+//! Input: the request. Output: what the engine makes a container from. Asks nothing of the engine, and decides
+//! nothing about names: see `labels`.
 
 use std::collections::HashMap;
 
@@ -21,6 +24,7 @@ pub(crate) fn body(
     request: &CreateRequest,
     provider: &str,
     socket: Option<&str>,
+    of_reset: bool,
 ) -> Result<ContainerCreateBody, ProviderError> {
     let spec = &request.spec;
     let attributes: WorkerAttributes = serde_json::from_value(spec.attributes.clone().into())
@@ -36,7 +40,7 @@ pub(crate) fn body(
         image: Some(spec.image.clone()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
         env: Some(environment.chain(own_environment(request)).collect()),
-        labels: Some(labels::write(request, provider)),
+        labels: Some(labels::write(request, provider, of_reset)),
         exposed_ports: Some(exposed),
         host_config: Some(HostConfig {
             nano_cpus: Some(i64::from(spec.cpu_cores) * 1_000_000_000),

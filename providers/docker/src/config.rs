@@ -5,6 +5,9 @@ use pool_provider::HumanDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Where an engine listens unless somebody says otherwise.
+pub const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+
 /// Containers of a Docker engine, or of podman's service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -113,6 +116,23 @@ impl Port {
 /// Returns whether a published port names a port of the host: slot n takes that plus n.
 pub fn names_host_port(port: &str) -> bool {
     Port::read(port).is_ok_and(|port| port.host.is_some())
+}
+
+/// Returns two published ports of a pool with slots up to `last` that meet on the host: a port of one slot is another
+/// port of another slot.
+pub fn meeting_ports(ports: &[String], last: u32) -> Option<(usize, usize)> {
+    let read: Vec<Option<Port>> = ports.iter().map(|port| Port::read(port).ok()).collect();
+    let protocol = |port: &Port| port.container.split_once('/').map(|(_, kind)| kind.to_owned());
+    let meet = |one: &Port, other: &Port| {
+        let (Some(a), Some(b)) = (one.host, other.host) else { return false };
+        one.ip == other.ip && protocol(one) == protocol(other) && u32::from(a.abs_diff(b)) <= last
+    };
+    (0..read.len()).find_map(|first| {
+        let one = read[first].as_ref()?;
+        let mut later = (first + 1)..read.len();
+        let second = later.find(|&n| read[n].as_ref().is_some_and(|other| meet(one, other)))?;
+        Some((first, second))
+    })
 }
 
 /// Returns what is wrong with a published port of a pool with slots up to `last`; `None` when nothing is.

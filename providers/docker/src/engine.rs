@@ -174,6 +174,8 @@ impl Refusal {
             Self::Status(401 | 403, _) => ProviderError::Unauthenticated(text),
             Self::Status(429, _) => ProviderError::RateLimited { message: text, retry_after: None },
             Self::Status(..) if is_out_of_room(&text) => ProviderError::OutOfCapacity(text),
+            // Somebody else removed it meanwhile.
+            Self::Status(404, _) if is_about_a_container(&text) => ProviderError::Transient(text),
             Self::Status(400 | 404, _) => ProviderError::InvalidSpec(text),
             Self::Status(..) if is_about_the_spec(&text) => ProviderError::InvalidSpec(text),
             Self::Status(..) => ProviderError::Transient(text),
@@ -211,6 +213,12 @@ fn is_about_the_spec(text: &str) -> bool {
     ]
     .iter()
     .any(|words| text.contains(words))
+}
+
+/// dockerd's words and podman's.
+fn is_about_a_container(text: &str) -> bool {
+    let text = text.to_lowercase();
+    text.contains("no such container") || text.contains("no container with name or id")
 }
 
 fn is_out_of_room(text: &str) -> bool {

@@ -54,9 +54,15 @@ pub(crate) fn end(state: &State) -> Option<String> {
     Some(format!("its container ended with exit code {code}{signal}{memory}"))
 }
 
+/// Cuts what somebody else wrote to what can be shown: a line without control characters, not too long.
+pub(crate) fn printable(text: &str) -> String {
+    let shown = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
+    shown.take(TOLD).collect()
+}
+
 fn last(health: &Health) -> String {
     let output = health.log.as_ref().and_then(|log| Some(log.last()?.output.clone()));
-    let text: String = output.unwrap_or_default().trim().chars().take(TOLD).collect();
+    let text = printable(&output.unwrap_or_default());
     if text.is_empty() { "it says nothing".to_owned() } else { text }
 }
 
@@ -90,13 +96,15 @@ async fn run(
     let mut said = String::new();
     if let StartExecResults::Attached { mut output, .. } = started {
         while let Some(Ok(part)) = output.next().await {
-            said.push_str(&part.to_string());
+            if said.len() < 4 * TOLD {
+                said.push_str(&part.to_string());
+            }
         }
     }
     match docker.inspect_exec(&exec).await.map_err(looked)?.exit_code {
         Some(0) => Ok(ProbeOutcome::Healthy),
         code => {
-            let said: String = said.trim().chars().take(TOLD).collect();
+            let said = printable(&said);
             let code =
                 code.map_or_else(|| "no exit code".to_owned(), |code| format!("exit code {code}"));
             Ok(ProbeOutcome::Unhealthy(format!("its HEALTHCHECK fails with {code}: {said}")))

@@ -12,6 +12,8 @@ pub(crate) const PROVIDER: &str = "pool.provider";
 pub(crate) const WORKER: &str = "pool.worker";
 /// The provider's id of the worker: a reset changes the container, and not this.
 pub(crate) const ID: &str = "pool.id";
+/// The container is made by a reset: before it is started it is the worker already.
+const RESET: &str = "pool.reset";
 const POOL: &str = "pool.pool";
 const SLOT: &str = "pool.slot";
 const GENERATION: &str = "pool.generation";
@@ -28,6 +30,7 @@ pub(crate) struct Identity {
     pub(crate) name: WorkerName,
     pub(crate) attempt: u32,
     pub(crate) operation: i64,
+    pub(crate) is_of_reset: bool,
     pub(crate) spec_hash: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) tags: Vec<String>,
@@ -39,8 +42,12 @@ pub(crate) fn id(owner: &DeploymentId, name: &WorkerName, attempt: u32) -> Strin
     format!("{}.{attempt}", name.object_name(owner))
 }
 
-/// Writes who the container will be.
-pub(crate) fn write(request: &CreateRequest, provider: &str) -> HashMap<String, String> {
+/// Writes who the container will be; `of_reset` when it takes the place of another one.
+pub(crate) fn write(
+    request: &CreateRequest,
+    provider: &str,
+    of_reset: bool,
+) -> HashMap<String, String> {
     let CreateRequest { owner, name, attempt, operation, spec, spec_hash, .. } = request;
     let own = [
         (DEPLOYMENT, owner.to_string()),
@@ -58,7 +65,8 @@ pub(crate) fn write(request: &CreateRequest, provider: &str) -> HashMap<String, 
     ];
     // Ours are last: a user's label of the same name does not hide whose it is.
     let users = spec.labels.clone().into_iter();
-    users.chain(own.map(|(key, value)| (key.to_owned(), value))).collect()
+    let reset = of_reset.then(|| (RESET.to_owned(), "true".to_owned()));
+    users.chain(own.map(|(key, value)| (key.to_owned(), value))).chain(reset).collect()
 }
 
 /// Reads who a container is; `None` when its labels do not say.
@@ -69,6 +77,7 @@ pub(crate) fn read(labels: &HashMap<String, String>) -> Option<Identity> {
         name: get(WORKER)?.parse().ok()?,
         attempt: get(ATTEMPT)?.parse().ok()?,
         operation: get(OPERATION)?.parse().ok()?,
+        is_of_reset: get(RESET) == Some("true"),
         spec_hash: get(SPEC_HASH)?.to_owned(),
         labels: serde_json::from_str(get(LABELS)?).ok()?,
         tags: serde_json::from_str(get(TAGS)?).ok()?,

@@ -14,6 +14,7 @@
 //! | `images`   | pulling, with credentials where `docker login` leaves them            |
 //! | `events`   | one stream of events for all workers of a deployment                  |
 //! | `health`   | what an engine knows of a container's health                          |
+//! | `seen`     | what a container is as a worker                                       |
 //! | `provider` | the provider trait over these                                        |
 //!
 //! Builds no image, makes no network or volume, and restarts nothing.
@@ -27,6 +28,9 @@ mod images;
 mod labels;
 mod look;
 mod provider;
+mod seen;
 
-pub use config::{Config, Pull, WorkerAttributes, names_host_port, wrong_port};
+pub use config::{
+    Config, DEFAULT_HOST, Pull, WorkerAttributes, meeting_ports, names_host_port, wrong_port,
+};
 pub use provider::{DockerProvider, Settings};

@@ -4,7 +4,6 @@
 //! from there. A container that was never started is no worker yet: nothing but a repeat of its create brings
 //! it to life, and listings leave it out.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +14,8 @@ use bollard::query_parameters::{
 use futures_util::StreamExt as _;
 use pool_provider::{
     Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard, Idempotency,
-    Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, Progress, ProviderError,
-    ResetRequest, UpdateRequest, WorkerProvider, WorkerRef,
+    Listing, ObservedWorker, PageToken, ProbeOutcome, Progress, ProviderError, ResetRequest,
+    UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -28,6 +27,7 @@ use crate::health;
 use crate::images::Pulls;
 use crate::labels::{self, Identity};
 use crate::look::Listed;
+use crate::seen::{is_named, told, workers};
 
 /// How long a call that nobody waits for any more may take to have its effect.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -37,6 +37,8 @@ const REMOVAL: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(50);
 /// How much of a container's output is told when it ends at once, in lines.
 const LINES: &str = "3";
+/// How long reading that may take.
+const OUTPUT: Duration = Duration::from_secs(3);
 /// What the name of a container ends in that is to take a worker's place in a reset.
 const NEXT: &str = ".next";
 
@@ -94,7 +96,7 @@ impl DockerProvider {
         name: &str,
         request: &CreateRequest,
     ) -> Result<Result<String, Refusal>, ProviderError> {
-        let body = body::body(request, &self.name, self.door.socket())?;
+        let body = body::body(request, &self.name, self.door.socket(), name.ends_with(NEXT))?;
         let (image, progress) = (&request.spec.image, &request.progress);
         if self.config.pull == Pull::Always {
             self.pulls.pull(engine, image, false, progress).await?;
@@ -125,16 +127,16 @@ impl DockerProvider {
         engine: &Engine,
         request: &CreateRequest,
         id: &str,
-    ) -> Result<String, ProviderError> {
+    ) -> Result<Found, ProviderError> {
         let watch = Instant::now();
         loop {
             match self.create_container(engine, id, request).await? {
-                Ok(container_id) => return Ok(container_id),
+                Ok(container_id) => return Ok(Found::Created(container_id)),
                 Err(refusal) if refusal.is_name_taken() => {}
                 Err(refusal) => return Err(refusal.of_change(&format!("creating {id}"))),
             }
-            if let Some(container_id) = self.take_over(engine, request, id).await? {
-                return Ok(container_id);
+            if let Some(found) = self.take_over(engine, request, id).await? {
+                return Ok(found);
             }
             // The name is taken before the container can be seen.
             if watch.elapsed() > SETTLE {
@@ -152,7 +154,7 @@ impl DockerProvider {
         engine: &Engine,
         request: &CreateRequest,
         id: &str,
-    ) -> Result<Option<String>, ProviderError> {
+    ) -> Result<Option<Found>, ProviderError> {
         let found = self.containers(&request.owner, Some((labels::ID, id))).await?;
         let Some((_, container)) = found.into_iter().find(|(_, c)| is_named(c, id)) else {
             let has_it = engine.inspect(id).await;
@@ -167,9 +169,13 @@ impl DockerProvider {
             };
         };
         match container.state.as_str() {
-            "exited" | "dead" | "stopped" => Err(self.ended_at_once(engine, &container.id).await),
+            "exited" | "dead" | "stopped" => {
+                Err(self.ended_at_once(engine, &container.id, &request.spec).await)
+            }
             "removing" => Ok(None),
-            _ => Ok(Some(container.id)),
+            "created" | "configured" => Ok(Some(Found::Created(container.id))),
+            // It was started: to start it once more would be another run of it, if it has just ended.
+            _ => Ok(Some(Found::Started(container.id))),
         }
     }
 
@@ -194,22 +200,37 @@ impl DockerProvider {
                 return Err(ProviderError::UnknownOutcome(why));
             }
         }
+        self.started(engine, request, container_id).await
+    }
+
+    /// Returns the worker that a container is which was started.
+    async fn started(
+        &self,
+        engine: &Engine,
+        request: &CreateRequest,
+        container_id: &str,
+    ) -> Result<ObservedWorker, ProviderError> {
         let id = labels::id(&request.owner, &request.name, request.attempt);
         let found = self.containers(&request.owner, Some((labels::ID, &id))).await;
         let found = found.map_err(|error| ProviderError::UnknownOutcome(error.to_string()))?;
         match workers(found).pop() {
             Some(worker) => Ok(worker),
-            None => Err(self.ended_at_once(engine, container_id).await),
+            None => Err(self.ended_at_once(engine, container_id, &request.spec).await),
         }
     }
 
     /// Says how a container ended that was just started, and removes it.
-    async fn ended_at_once(&self, engine: &Engine, container_id: &str) -> ProviderError {
+    async fn ended_at_once(
+        &self,
+        engine: &Engine,
+        container_id: &str,
+        spec: &WorkerSpec,
+    ) -> ProviderError {
         let inspected = engine.inspect(container_id).await.ok();
         let why = inspected.and_then(|found| health::end(&found.state));
         let why = why.unwrap_or_else(|| "its container is gone".to_owned());
         let said = output(engine, container_id).await;
-        let said = if said.is_empty() { said } else { format!("; it said: {said}") };
+        let said = if said.is_empty() { said } else { format!("; it said: {}", told(&said, spec)) };
         let error = ProviderError::Transient(format!("{why} at once{said}"));
         self.without(engine, container_id, error).await
     }
@@ -239,12 +260,21 @@ impl DockerProvider {
             let options =
                 StopContainerOptions { t: Some(grace), ..StopContainerOptions::default() };
             match engine.docker.stop_container(id, Some(options)).await.map_err(Refusal::from) {
-                Ok(()) | Err(Refusal::Status(304 | 404, _)) => {}
+                // What cannot be stopped in peace, because it is paused, is removed by force.
+                Ok(()) | Err(Refusal::Status(..)) => {}
                 Err(refusal) => return Err(refusal),
             }
         }
         remove(engine, id).await
     }
+}
+
+/// The container of an attempt, by its id.
+enum Found {
+    /// It is yet to be started.
+    Created(String),
+    /// Whoever sent the same create before has started it.
+    Started(String),
 }
 
 /// Removes a container with its anonymous volumes. One that is gone, or that somebody else removes, is fine.
@@ -267,68 +297,14 @@ async fn output(engine: &Engine, container_id: &str) -> String {
     };
     let mut lines = engine.docker.logs(container_id, Some(options));
     let mut said = Vec::new();
-    while let Some(Ok(line)) = lines.next().await {
-        said.push(line.to_string().trim().to_owned());
-    }
+    let reading = async {
+        while let Some(Ok(line)) = lines.next().await {
+            said.push(line.to_string().trim().to_owned());
+        }
+    };
+    // What it said is told where it can be had; an error does not wait for it.
+    let _in_time = timeout(OUTPUT, reading).await.is_ok();
     said.join(" | ")
-}
-
-fn is_named(container: &Listed, name: &str) -> bool {
-    let names = container.names.as_deref().unwrap_or_default();
-    names.iter().any(|found| found.trim_start_matches('/') == name)
-}
-
-/// Returns the workers that containers are: one for each id. A container that was never started is one only
-/// when it is about to take the place of another one that is gone.
-fn workers(containers: Vec<(Identity, Listed)>) -> Vec<ObservedWorker> {
-    let mut workers: BTreeMap<String, ObservedWorker> = BTreeMap::new();
-    for (identity, container) in containers {
-        let is_next = !is_named(&container, &identity.id);
-        let status = match container.state.as_str() {
-            "running" | "paused" => ObservedStatus::Running,
-            "restarting" | "initialized" => ObservedStatus::Starting,
-            "created" | "configured" if is_next => ObservedStatus::Starting,
-            "removing" | "stopping" => ObservedStatus::Stopping,
-            "created" | "configured" | "exited" | "dead" | "stopped" => continue,
-            // What is not known is taken for alive: it is not replaced for a word.
-            _ => ObservedStatus::Running,
-        };
-        let worker = observed(identity, &container, status);
-        match workers.get(&worker.provider_id) {
-            Some(known) if known.status == ObservedStatus::Running => {}
-            Some(_) | None => drop(workers.insert(worker.provider_id.clone(), worker)),
-        }
-    }
-    workers.into_values().collect()
-}
-
-fn observed(identity: Identity, container: &Listed, status: ObservedStatus) -> ObservedWorker {
-    let Identity { id, name, attempt, operation, spec_hash, labels, tags } = identity;
-    let networks = container.network_settings.clone().and_then(|found| found.networks);
-    let addresses = networks.unwrap_or_default().into_values();
-    let addresses = addresses.flat_map(|end| [end.ip, end.ipv6].into_iter().flatten());
-    let short = container.id.chars().take(12).collect();
-    let mut attributes = BTreeMap::from([("container_id".to_owned(), short)]);
-    for port in container.ports.iter().flatten() {
-        if let Some(public) = port.outside {
-            let ip = port.ip.as_deref().filter(|ip| !ip.is_empty()).unwrap_or("0.0.0.0");
-            let key = format!("port.{}/{}", port.inside, port.protocol);
-            // A port is published on IPv6 once more: the first one says it.
-            attributes.entry(key).or_insert_with(|| format!("{ip}:{public}"));
-        }
-    }
-    ObservedWorker {
-        provider_id: id,
-        name,
-        attempt,
-        operation,
-        spec_hash,
-        status,
-        labels,
-        tags,
-        addresses: addresses.filter(|address| !address.is_empty()).collect(),
-        attributes,
-    }
 }
 
 impl WorkerProvider for DockerProvider {
@@ -351,8 +327,10 @@ impl WorkerProvider for DockerProvider {
     async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
         let engine = self.door.engine().await?;
         let id = labels::id(&request.owner, &request.name, request.attempt);
-        let container_id = self.create_once(engine, request, &id).await?;
-        self.start(engine, request, &container_id).await
+        match self.create_once(engine, request, &id).await? {
+            Found::Created(container_id) => self.start(engine, request, &container_id).await,
+            Found::Started(container_id) => self.started(engine, request, &container_id).await,
+        }
     }
 
     async fn list(

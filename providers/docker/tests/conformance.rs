@@ -153,6 +153,8 @@ on_both_engines! {
     a_container_has_its_grace,
     all_workers_are_one_listing,
     one_stream_of_events_is_opened_and_stays,
+    a_paused_container_can_be_deleted,
+    a_reset_that_is_abandoned_anywhere_loses_no_worker,
 }
 
 async fn keeps_every_rule_of_the_contract(engine: Engine) {
@@ -433,5 +435,44 @@ async fn one_stream_of_events_is_opened_and_stays(engine: Engine) {
         assert!(matches!(heard, Heard::Ended(_)), "{heard:?}");
     }
     assert_eq!(streams(&asked), 1, "it was heard by the stream");
+    engine.delete(&request).await;
+}
+
+async fn a_paused_container_can_be_deleted(engine: Engine) {
+    let request = engine.request(113, "sleep 600");
+    let worker = engine.provider().create(&request).await.unwrap();
+    engine.client(&["pause", &worker.provider_id]);
+    let probed = engine.provider().probe(&reference(&request)).await.unwrap();
+    assert_eq!(probed, ProbeOutcome::Unhealthy("its container is paused".into()));
+    engine.delete(&request).await;
+}
+
+async fn a_reset_that_is_abandoned_anywhere_loses_no_worker(engine: Engine) {
+    let request = engine.request(114, "sleep 600");
+    let provider = engine.provider();
+    provider.create(&request).await.unwrap();
+    let reset = ResetRequest { worker: reference(&request), spec: request.spec.clone() };
+    for limit_ms in [20, 60, 120, 200, 300, 450, 700] {
+        let _abandoned = timeout(Duration::from_millis(limit_ms), provider.reset(&reset)).await;
+        // What the engine is still doing may hide it for a moment; it is there, and once.
+        let listed = async {
+            while provider.list(&request.owner, None).await.unwrap().workers.len() != 1 {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, listed).await.unwrap_or_else(|_| panic!("abandoned after {limit_ms} ms"));
+    }
+    let resetting = async {
+        loop {
+            match provider.reset(&reset).await {
+                Ok(worker) => return worker,
+                // The one before may still be at it.
+                Err(error) => assert!(error.is_worth_a_retry(), "{error:?}"),
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let worker = timeout(PATIENCE, resetting).await.unwrap();
+    assert_eq!(provider.list(&request.owner, None).await.unwrap().workers, [worker]);
     engine.delete(&request).await;
 }

@@ -186,10 +186,11 @@ async fn differences(keeper: &Keeper, pools: &[LoadedPool]) -> Result<Vec<String
         let summary = summaries.iter().find(|summary| summary.pool == *pool)?;
         summary.applied.as_ref()
     };
-    let providers = keeper.store.provider_configs().await?;
+    let recorded = keeper.store.load_applied_providers().await?;
     let is_reached_so = |pool: &LoadedPool| {
-        let name = pool.config.provider_name();
-        providers.get(name).is_none_or(|recorded| pool.provider.as_ref() == Some(recorded))
+        let recorded = recorded.get(&pool.config.pool_id).cloned();
+        let implicit = || ProviderConfig::implicit(pool.config.provider_name());
+        recorded.or_else(implicit) == pool.provider
     };
     for pool in pools {
         match applied(&pool.config.pool_id) {

@@ -228,10 +228,10 @@ impl Keeper {
         let declared = pools.iter().filter_map(|pool| {
             Some((pool.config.provider_name().to_owned(), pool.provider.clone()?))
         });
-        self.providers.declare(declared.collect());
+        let providers = self.providers.with(declared.collect());
         let mut names = self.store.provider_names().await?;
         names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
-        let (providers, failed) = self.providers.get_all(&names);
+        let (providers, failed) = providers.get_all(&names);
         // One that cannot be opened keeps nobody from healing what others have.
         let failed = failed.into_iter().map(|(name, error)| (name, error.to_string()));
         let unseen = self.unseen().into_iter().chain(failed).collect();

@@ -7,6 +7,9 @@ CREATE TABLE provider (
     applied_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- The same for each pool: what its workers were made with. Another pool's apply does not change it.
+ALTER TABLE pool ADD COLUMN provider TEXT;  -- JSON; NULL when the pool was applied before providers had settings
+
 -- When the next call of a provider with a rate limit may be made.
 CREATE TABLE provider_pace (
     name    TEXT PRIMARY KEY,

@@ -99,15 +99,21 @@ struct Findings<'t> {
 }
 
 impl Findings<'_> {
-    async fn add(
+    async fn add<S: Subject>(
         &mut self,
         (rule, advice): (&'static str, &'static str),
-        trial: impl Future<Output = Result<bool, String>>,
+        trial: &Trial<'_, S>,
+        trying: impl Future<Output = Result<bool, String>>,
     ) {
-        let outcome = match Box::pin(trial).await {
+        let outcome = match Box::pin(trying).await {
             Ok(true) => Outcome::Kept,
             Ok(false) => Outcome::NotTried,
-            Err(how) => Outcome::Broken(how),
+            Err(how) => Outcome::Broken(match Box::pin(trial.clean()).await {
+                Ok(()) => how,
+                Err(left) => {
+                    format!("{how}; workers of deployment {} are left: {left}", trial.owner)
+                }
+            }),
         };
         let finding = Finding { rule, advice, outcome };
         (self.tell)(&finding);
@@ -129,23 +135,40 @@ pub async fn run(
         Trial { subject, owner: DeploymentId::from_random(id) }
     };
     let mut findings = Findings { found: Vec::new(), tell };
-    findings.add(rules::REPEATED_CREATE, trial(1).repeated_create()).await;
-    findings.add(rules::SIDE_BY_SIDE, trial(2).creates_side_by_side()).await;
-    findings.add(rules::TAGS, trial(3).tags_round_trip()).await;
-    findings.add(rules::SCOPE, trial(4).scoped(&trial(5).owner)).await;
-    findings.add(rules::WHOLE, trial(6).whole_listing()).await;
-    findings.add(rules::IN_PLACE, trial(7).update_in_place()).await;
-    findings.add(rules::DELETE_TWICE, trial(8).delete_twice()).await;
-    findings.add(rules::NEXT_ATTEMPT, trial(14).next_attempt()).await;
-    findings.add(rules::OTHER_ID, trial(15).other_id()).await;
-    findings.add(rules::RESET, trial(16).reset()).await;
-    findings.add(rules::ABANDONED_RESET, trial(17).abandoned_reset()).await;
-    findings.add(rules::NOT_FOUND, trial(9).not_found()).await;
-    findings.add(rules::INVALID, trial(10).invalid()).await;
-    findings.add(rules::LOST_ANSWER, trial(11).lost_answer()).await;
-    findings.add(rules::INCOMPLETE, trial(12).incomplete()).await;
-    findings.add(rules::ABANDONED, trial(13).abandoned()).await;
-    findings.add(rules::HEALTH, trial(18).health()).await;
+    let own = trial(1);
+    findings.add(rules::REPEATED_CREATE, &own, own.repeated_create()).await;
+    let own = trial(2);
+    findings.add(rules::SIDE_BY_SIDE, &own, own.creates_side_by_side()).await;
+    let own = trial(3);
+    findings.add(rules::TAGS, &own, own.tags_round_trip()).await;
+    let (own, stranger) = (trial(4), trial(5));
+    findings.add(rules::SCOPE, &own, own.scoped(&stranger.owner)).await;
+    let own = trial(6);
+    findings.add(rules::WHOLE, &own, own.whole_listing()).await;
+    let own = trial(7);
+    findings.add(rules::IN_PLACE, &own, own.update_in_place()).await;
+    let own = trial(8);
+    findings.add(rules::DELETE_TWICE, &own, own.delete_twice()).await;
+    let own = trial(14);
+    findings.add(rules::NEXT_ATTEMPT, &own, own.next_attempt()).await;
+    let own = trial(15);
+    findings.add(rules::OTHER_ID, &own, own.other_id()).await;
+    let own = trial(16);
+    findings.add(rules::RESET, &own, own.reset()).await;
+    let own = trial(17);
+    findings.add(rules::ABANDONED_RESET, &own, own.abandoned_reset()).await;
+    let own = trial(9);
+    findings.add(rules::NOT_FOUND, &own, own.not_found()).await;
+    let own = trial(10);
+    findings.add(rules::INVALID, &own, own.invalid()).await;
+    let own = trial(11);
+    findings.add(rules::LOST_ANSWER, &own, own.lost_answer()).await;
+    let own = trial(12);
+    findings.add(rules::INCOMPLETE, &own, own.incomplete()).await;
+    let own = trial(13);
+    findings.add(rules::ABANDONED, &own, own.abandoned()).await;
+    let own = trial(18);
+    findings.add(rules::HEALTH, &own, own.health()).await;
     findings.found
 }
 
