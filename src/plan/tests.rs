@@ -338,6 +338,16 @@ fn a_young_worker_may_be_hidden_from_an_eventual_listing() {
 }
 
 #[test]
+fn a_worker_that_is_being_cleaned_is_not_missing_before_its_time_is_over() {
+    let case = Case { size: 1, ..Case::default() };
+    case.check("0.1 recycling a gone until:2026-01-01T12:01:00Z", "");
+    case.check(
+        "0.1 recycling a gone until:2026-01-01T11:59:00Z",
+        "1 create 0 create_because_missing +2 -1",
+    );
+}
+
+#[test]
 fn a_changed_image_replaces_one_at_a_time_new_before_old() {
     Case { image: "b", ..Case::default() }.check(
         "0.1 ready a\n1.1 ready a\n2.1 ready b",

@@ -296,10 +296,21 @@ impl<S: Subject> Trial<'_, S> {
         let outcome = timeout(provider.describe().settle + PATIENCE, probing).await;
         outcome.unwrap_or_else(|_| Err("a worker that runs never became healthy".to_owned()))?;
         self.clean().await?;
-        match provider.probe(&worker).await {
-            Ok(ProbeOutcome::Gone(_)) | Err(ProviderError::NotFound(_)) => Ok(true),
-            answer => Err(format!("a probe of a deleted worker answered {answer:?}")),
-        }
+        let gone = async {
+            loop {
+                match provider.probe(&worker).await {
+                    Ok(ProbeOutcome::Gone(_)) | Err(ProviderError::NotFound(_)) => return Ok(true),
+                    // What a listing shows late may be known late here too.
+                    Ok(_) => sleep(PAUSE).await,
+                    Err(error) => {
+                        return Err(format!("a probe of a deleted worker answered {error:?}"));
+                    }
+                }
+            }
+        };
+        let limit = provider.describe().lag() + PATIENCE;
+        let outcome = timeout(limit, gone).await;
+        outcome.unwrap_or_else(|_| Err("a deleted worker was never gone".to_owned()))
     }
 
     async fn whole_listing(&self) -> Result<bool, String> {
