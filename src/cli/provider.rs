@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use pool_provider::conformance::{self, Outcome, Subject};
-use pool_provider::{SharedProvider, WorkerProvider as _, WorkerSpec};
+use pool_provider::{DeploymentId, SharedProvider, WorkerProvider as _, WorkerSpec};
 use serde_json::json;
 
 use super::context::Context;
@@ -227,6 +227,14 @@ async fn test(
         CliError::usage(why, "the workers of the test get the same environment as the pool's")
     })?;
     let provider = known.shelf.get(name)?;
+    // An engine that is away says nothing of a provider.
+    let nobody = DeploymentId::from_random(context.world.entropy.bytes());
+    provider.list(&nobody, None).await.map_err(|error| {
+        CliError::usage(
+            format!("the provider {name}: {error}"),
+            "it has to answer before its rules can be tried",
+        )
+    })?;
     let tested = Tested { shelf: &known.shelf, name, provider, spec: spec.spec };
     let printer = context.printer.clone();
     let mut tell = |finding: &conformance::Finding| {

@@ -73,6 +73,18 @@ fn check_own(pool: &StaticPoolConfig, kind: &ProviderKind, broken: &mut Broken) 
         }
     }
     let ports = pool.worker_config.docker.as_ref().map_or(&[][..], |docker| &docker.ports);
+    let network = pool.network.as_deref().or(kind.network());
+    if network == Some("none") && !ports.is_empty() {
+        let found = Diagnostic::error("no-network", "workers without a network publish no ports");
+        let pointer = "/worker_config/docker/ports".to_owned();
+        broken.push((pointer, found.help("leave the ports out, or `network: none`")));
+    }
+    if network == Some("none") && pool.health_check.port.is_some() {
+        let found =
+            Diagnostic::error("no-network", "workers without a network cannot be connected to");
+        let pointer = "/health_check/type".to_owned();
+        broken.push((pointer, found.help("use the container's own HEALTHCHECK, or a command")));
+    }
     let last = pool.fixed_size.saturating_sub(1);
     if let Some((one, other)) = pool_docker::meeting_ports(ports, last) {
         let summary = format!("`{}` and `{}` meet on the host", ports[one], ports[other]);

@@ -321,16 +321,13 @@ fn without_a_listing_what_is_recorded_is_taken_for_real() {
 
 #[test]
 fn a_young_worker_may_be_hidden_from_an_eventual_listing() {
-    let eventual = Case {
-        description: |d| {
-            d.consistency = Consistency::Eventual;
-            d.settle = Duration::from_secs(24 * 60 * 60);
-        },
-        ..Case::default()
-    };
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let description =
+        |d: &mut Description| (d.consistency, d.settle) = (Consistency::Eventual, DAY);
+    let eventual = Case { description, ..Case::default() };
     eventual.check("0.1 ready a\n1.1 ready a gone\n2.1 ready a", "");
     // A strong listing shows every call that has answered, however long one that has not may take.
-    let strong = Case { description: |d| d.settle = Duration::from_secs(24 * 60 * 60), ..eventual };
+    let strong = Case { description: |d| d.settle = DAY, ..Case::default() };
     strong.check(
         "0.1 ready a\n1.1 ready a gone\n2.1 ready a",
         "1 create 1 create_because_missing +2 -1",
@@ -341,10 +338,8 @@ fn a_young_worker_may_be_hidden_from_an_eventual_listing() {
 fn a_worker_that_is_being_cleaned_is_not_missing_before_its_time_is_over() {
     let case = Case { size: 1, ..Case::default() };
     case.check("0.1 recycling a gone until:2026-01-01T12:01:00Z", "");
-    case.check(
-        "0.1 recycling a gone until:2026-01-01T11:59:00Z",
-        "1 create 0 create_because_missing +2 -1",
-    );
+    let over = "0.1 recycling a gone until:2026-01-01T11:59:00Z";
+    case.check(over, "1 create 0 create_because_missing +2 -1");
 }
 
 #[test]

@@ -62,6 +62,13 @@ impl Door {
     }
 
     async fn connect(&self) -> Result<Engine, ProviderError> {
+        if !self.host.starts_with("unix:///") && !self.host.starts_with("tcp://") {
+            return Err(ProviderError::InvalidSpec(format!(
+                "the engine's address {} is neither unix:///path nor tcp://host:port; ssh and TLS are not \
+                 spoken",
+                self.host
+            )));
+        }
         let seconds = self.timeout.as_secs();
         let connected = if self.host.starts_with("unix://") {
             Docker::connect_with_unix(&self.host, seconds, API_DEFAULT_VERSION)

@@ -27,6 +27,15 @@ pub(crate) struct Listed {
     pub(crate) ports: Option<Vec<Port>>,
     #[serde(default)]
     pub(crate) network_settings: Option<Networks>,
+    #[serde(default)]
+    pub(crate) host_config: Option<Host>,
+}
+
+/// How a container stands to its host.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Host {
+    pub(crate) network_mode: String,
 }
 
 /// A port of a container.
@@ -100,6 +109,7 @@ pub(crate) struct Check {
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Config {
     pub(crate) labels: Option<HashMap<String, String>>,
+    pub(crate) env: Option<Vec<String>>,
     pub(crate) healthcheck: Option<Healthcheck>,
 }
 

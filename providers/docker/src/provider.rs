@@ -37,6 +37,8 @@ const REMOVAL: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(50);
 /// How much of a container's output is told when it ends at once, in lines.
 const LINES: &str = "3";
+/// How long podman may take to know that a container has ended.
+const PODMAN_KNOWS: Duration = Duration::from_millis(150);
 /// How long reading that may take.
 const OUTPUT: Duration = Duration::from_secs(3);
 /// What the name of a container ends in that is to take a worker's place in a reset.
@@ -189,6 +191,8 @@ impl DockerProvider {
         let started =
             engine.docker.start_container(container_id, None::<StartContainerOptions>).await;
         match started.map_err(Refusal::from) {
+            // podman says so before it knows of a program that ends at once.
+            Ok(()) if engine.is_podman => sleep(PODMAN_KNOWS).await,
             Ok(()) | Err(Refusal::Status(304, _)) => {}
             Err(refusal @ Refusal::Status(..)) => {
                 let error = refusal.of_change(&format!("starting {}", request.name));
@@ -230,7 +234,11 @@ impl DockerProvider {
         let why = inspected.and_then(|found| health::end(&found.state));
         let why = why.unwrap_or_else(|| "its container is gone".to_owned());
         let said = output(engine, container_id).await;
-        let said = if said.is_empty() { said } else { format!("; it said: {}", told(&said, spec)) };
+        let said = if said.is_empty() {
+            said
+        } else {
+            format!("; it said: {}", told(&said, spec.environment.values().map(String::as_str)))
+        };
         let error = ProviderError::Transient(format!("{why} at once{said}"));
         self.without(engine, container_id, error).await
     }
@@ -398,7 +406,22 @@ impl WorkerProvider for DockerProvider {
             },
         };
         match engine.inspect(&id).await {
-            Ok(found) => health::judge(engine, found).await,
+            Ok(found) => {
+                let (container_id, environment) = (found.id.clone(), found.config.env.clone());
+                match health::judge(engine, found).await? {
+                    // Once it is replaced nobody can read that any more.
+                    ProbeOutcome::Gone(why) => {
+                        let said = output(engine, &container_id).await;
+                        let environment = environment.unwrap_or_default();
+                        let values = environment.iter().filter_map(|entry| entry.split_once('='));
+                        let said = told(&said, values.map(|(_, value)| value));
+                        let said =
+                            if said.is_empty() { said } else { format!("; it said: {said}") };
+                        Ok(ProbeOutcome::Gone(format!("{why}{said}")))
+                    }
+                    outcome => Ok(outcome),
+                }
+            }
             // Between two containers of a reset there is none of that name.
             Err(refusal) if refusal.is_not_found() => match self.get(worker).await {
                 Ok(_) => Ok(ProbeOutcome::Unhealthy("it is being reset".to_owned())),

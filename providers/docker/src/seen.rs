@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use pool_provider::{ObservedStatus, ObservedWorker, WorkerSpec};
+use pool_provider::{ObservedStatus, ObservedWorker};
 
 use crate::health;
 use crate::labels::Identity;
@@ -12,10 +12,10 @@ use crate::look::Listed;
 
 /// Cuts what a container wrote to what can be shown and recorded: no control characters, not too much, and
 /// nothing of its environment, where secrets are.
-pub(crate) fn told(said: &str, spec: &WorkerSpec) -> String {
+pub(crate) fn told<'v>(said: &str, environment: impl Iterator<Item = &'v str>) -> String {
     let mut said = said.to_owned();
-    for value in spec.environment.values().filter(|value| value.len() > 3) {
-        said = said.replace(value.as_str(), "***");
+    for value in environment.filter(|value| value.len() > 3) {
+        said = said.replace(value, "***");
     }
     health::printable(&said)
 }
@@ -53,6 +53,9 @@ fn observed(identity: Identity, container: &Listed, status: ObservedStatus) -> O
     let networks = container.network_settings.clone().and_then(|found| found.networks);
     let addresses = networks.unwrap_or_default().into_values();
     let addresses = addresses.flat_map(|end| [end.ip, end.ipv6].into_iter().flatten());
+    // On the host's own network it is reached where the host is.
+    let mode = container.host_config.as_ref().map(|config| config.network_mode.as_str());
+    let host = (mode == Some("host")).then(|| "127.0.0.1".to_owned());
     let short = container.id.chars().take(12).collect();
     let mut attributes = BTreeMap::from([("container_id".to_owned(), short)]);
     for port in container.ports.iter().flatten() {
@@ -72,7 +75,7 @@ fn observed(identity: Identity, container: &Listed, status: ObservedStatus) -> O
         status,
         labels,
         tags,
-        addresses: addresses.filter(|address| !address.is_empty()).collect(),
+        addresses: addresses.filter(|address| !address.is_empty()).chain(host).collect(),
         attributes,
     }
 }

@@ -188,7 +188,7 @@ async fn a_container_is_what_the_spec_says(engine: Engine) {
 }
 
 async fn an_end_is_heard_at_once_with_its_reason(engine: Engine) {
-    let request = engine.request(102, "sleep 600");
+    let request = engine.request(102, "echo the $STAGE is over >&2; exec sleep 600");
     let provider = engine.provider();
     let worker = provider.create(&request).await.unwrap();
     let (watched, reference) = (provider.clone(), reference(&request));
@@ -198,6 +198,8 @@ async fn an_end_is_heard_at_once_with_its_reason(engine: Engine) {
     let heard = timeout(PATIENCE, watching).await.unwrap().unwrap();
     let Heard::Ended(why) = heard else { panic!("{heard:?}") };
     assert!(why.contains("exit code 137 (signal 9)"), "{why}");
+    // What it said last, without values of its environment.
+    assert!(why.ends_with("it said: the *** is over"), "{why}");
     assert!(provider.list(&request.owner, None).await.unwrap().workers.is_empty());
     engine.delete(&request).await;
 }
