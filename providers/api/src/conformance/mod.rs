@@ -295,6 +295,7 @@ impl<S: Subject> Trial<'_, S> {
         };
         let outcome = timeout(provider.describe().settle + PATIENCE, probing).await;
         outcome.unwrap_or_else(|_| Err("a worker that runs never became healthy".to_owned()))?;
+        self.list_until(1).await?;
         self.clean().await?;
         let gone = async {
             loop {
