@@ -22,6 +22,9 @@ command -v iptables >/dev/null || need+=(iptables)
 busybox --help 2>/dev/null | grep -q BusyBox || need+=(busybox-static)
 command -v docker-registry >/dev/null || need+=(docker-registry)
 command -v wget >/dev/null || need+=(wget)
+# What the examples of providers are made of.
+command -v jq >/dev/null || need+=(jq)
+command -v flock >/dev/null || need+=(util-linux)
 [ -x /usr/bin/python3 ] || [ -x /usr/local/bin/python3 ] || need+=(python3-minimal)
 if [ ${#need[@]} -gt 0 ]; then
   sudo=""

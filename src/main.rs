@@ -9,16 +9,24 @@ use pool::clock::{Clock, Entropy};
 /// The hidden first argument that turns this program into the local provider's launcher step.
 const LAUNCH: &str = "__launch-worker";
 
+/// The hidden first argument that turns this program into the step that runs an executable of an `exec` provider.
+const WARD: &str = "__run-provider";
+
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     if arguments.get(1).is_some_and(|first| first == LAUNCH) {
         return pool_local::launch::run();
     }
+    if arguments.get(1).is_some_and(|first| first == WARD) {
+        return pool_exec::warden::run();
+    }
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
+    let program = std::env::current_exe().unwrap_or_default();
     let world = World {
-        launcher: (std::env::current_exe().unwrap_or_default(), vec![LAUNCH.to_owned()]),
+        launcher: (program.clone(), vec![LAUNCH.to_owned()]),
+        warden: (program, vec![WARD.to_owned()]),
         arguments,
         environment,
         stdin_is_terminal: std::io::stdin().is_terminal(),

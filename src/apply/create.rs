@@ -121,6 +121,7 @@ impl PoolRun<'_> {
             spec: new.spec.clone(),
             spec_hash: create.spec.hash.clone(),
             progress,
+            timeout: create.timeout,
         };
         let watch = Stopwatch::start();
         let provider = self.provider(&create.provider)?;

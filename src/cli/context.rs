@@ -18,7 +18,7 @@ use crate::apply::Leased;
 use crate::config::{self, Loaded, LoadedPool, Surroundings};
 use crate::plan::Plan;
 use crate::pool::{
-    Effort, Hold, Patience, ProviderSettings, Providers, Reconciler, Secrets, Unseen,
+    Effort, Hold, Patience, PoolError, ProviderSettings, Providers, Reconciler, Secrets, Unseen,
 };
 use crate::render;
 use crate::state::{Check, OpenOptions, StateError, Store, WhenMissing};
@@ -108,12 +108,14 @@ impl Context {
         );
         let mut names = store.provider_names().await?;
         names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
-        let providers = all(&providers, &names)?;
+        // A provider that nobody needs any more may be gone: the plan says what it is missed for.
+        let (providers, absent) = sorted(providers.get_all(&names).await)?;
         let environment = Arc::new(self.world.environment.clone());
         Ok(Reconciler {
             secrets: Secrets::new(environment, store.secret_key()),
             store,
             providers,
+            absent,
             clock: self.world.clock.clone(),
             parallelism: parallelism as usize,
             leased: Leased::Wait,
@@ -142,7 +144,9 @@ impl Context {
             pools().filter_map(|pool| Some((pool.provider.clone(), pool.provider_config.clone()?)));
         providers.declare(declared.collect());
         let names: BTreeSet<String> = pools().map(|pool| pool.provider.clone()).collect();
-        reconciler.providers.extend(all(&providers, &names)?);
+        let (found, absent) = sorted(providers.get_all(&names).await)?;
+        reconciler.providers.extend(found);
+        reconciler.absent.extend(absent);
         Ok(())
     }
 
@@ -154,6 +158,9 @@ impl Context {
         Ok(ProviderSettings {
             local_root: folder.join("local"),
             launcher: self.world.launcher.clone(),
+            warden: self.world.warden.clone(),
+            exec_root: folder.join("exec"),
+            environment: Arc::new(self.world.environment.clone()),
             sim_root: sim_root.unwrap_or_else(|| folder.join("sim")),
             clock: self.world.clock.clone(),
         })
@@ -173,14 +180,16 @@ impl Context {
     }
 }
 
-/// Returns the providers of these names; a command needs all of them.
-fn all(
-    providers: &Providers,
-    names: &BTreeSet<String>,
-) -> Result<BTreeMap<String, SharedProvider>, CliError> {
-    let (found, failed) = providers.get_all(names);
-    match failed.into_values().next() {
-        Some(error) => Err(error.into()),
-        None => Ok(found),
+/// Tells those that cannot be reached now from those that nobody knows: these are a mistake.
+fn sorted(
+    (found, failed): (BTreeMap<String, SharedProvider>, BTreeMap<String, PoolError>),
+) -> Result<(BTreeMap<String, SharedProvider>, Unseen), CliError> {
+    let mut absent = Unseen::new();
+    for (name, error) in failed {
+        match error {
+            PoolError::Provider { reason, .. } => drop(absent.insert(name, reason)),
+            other => return Err(other.into()),
+        }
     }
+    Ok((found, absent))
 }

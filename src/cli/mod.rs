@@ -68,6 +68,8 @@ pub struct World {
     pub entropy: Entropy,
     /// The program and arguments of the local provider's launcher step.
     pub launcher: (PathBuf, Vec<String>),
+    /// The program and arguments of the step that runs an `exec` provider's executable.
+    pub warden: (PathBuf, Vec<String>),
 }
 
 /// Keeps a fixed number of workers ready, as YAML or JSON files say.

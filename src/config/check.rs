@@ -64,6 +64,10 @@ fn check_own(pool: &StaticPoolConfig, kind: &ProviderKind, broken: &mut Broken) 
     if pool.worker_config.docker.is_some() && !is_docker {
         complain("/worker_config/docker", "only containers have a `docker` block");
     }
+    if !pool.worker_config.attributes.is_empty() && !matches!(kind, ProviderKind::Exec(_)) {
+        let summary = "only workers of a provider of type `exec` have `attributes`";
+        complain("/worker_config/attributes", summary);
+    }
     let docker = pool.worker_config.docker.iter();
     for (number, port) in docker.flat_map(|docker| &docker.ports).enumerate() {
         if let Some(why) = pool_docker::wrong_port(port, pool.fixed_size.saturating_sub(1)) {

@@ -34,9 +34,10 @@ pub use policy::{
     CountOrPercent, GuardsConfig, HealthCheckConfig, HealthCheckKind, OnFailure,
     ProvisioningConfig, ProvisioningStrategy, RemediationConfig, UpdateConfig,
 };
-pub use pool_provider::HumanDuration;
+pub use pool_provider::{HumanDuration, SecretSource};
 pub use providers::{LimitsConfig, ProviderConfig, ProviderKind, RateLimit};
-pub use types::{EnvironmentValue, SecretSource, StaticPoolConfig, StaticWorkerConfig, WorkerType};
+pub use schema::misfits;
+pub use types::{EnvironmentValue, StaticPoolConfig, StaticWorkerConfig, WorkerType};
 
 /// Writes a value as YAML, for people; a value that YAML cannot hold is written as nothing.
 pub fn to_yaml(value: &impl serde::Serialize) -> String {

@@ -39,6 +39,8 @@ pub enum ProviderKind {
     Local(pool_local::Config),
     /// Containers of a Docker engine, or of podman's service.
     Docker(pool_docker::Config),
+    /// Whatever an executable creates.
+    Exec(Box<pool_exec::Config>),
     /// A simulated cloud.
     Sim(pool_sim::Config),
 }
@@ -97,6 +99,35 @@ impl ProviderConfig {
             let told = environment.get("DOCKER_HOST").filter(|host| !host.is_empty());
             docker.host = docker.host.take().or_else(|| told.cloned());
         }
+        if let ProviderKind::Exec(exec) = &mut self.kind {
+            // Whoever goes on with what is recorded may be somewhere else.
+            let program = exec.command.first_mut().filter(|program| program.contains('/'));
+            if let Some((program, path)) = program.and_then(|program| {
+                let path =
+                    std::path::absolute(&*program).ok()?.into_os_string().into_string().ok()?;
+                Some((program, path))
+            }) {
+                *program = path;
+            }
+        }
+        self
+    }
+
+    /// Returns the provider as its workers are found: where an executable says they are is part of that.
+    #[must_use]
+    pub fn at(mut self, place: Option<&str>) -> Self {
+        if let ProviderKind::Exec(exec) = &mut self.kind {
+            exec.place = place.map(str::to_owned);
+        }
+        self
+    }
+
+    /// Returns the provider with executables that are killed at once when their time is over.
+    #[must_use]
+    pub fn without_grace(mut self) -> Self {
+        if let ProviderKind::Exec(exec) = &mut self.kind {
+            exec.grace = HumanDuration::from_secs(0);
+        }
         self
     }
 
@@ -112,6 +143,7 @@ impl ProviderKind {
         match self {
             Self::Local(_) => "local",
             Self::Docker(_) => "docker",
+            Self::Exec(_) => "exec",
             Self::Sim(_) => "sim",
         }
     }
@@ -124,6 +156,21 @@ impl ProviderKind {
                 let host = host.as_deref().unwrap_or(pool_docker::DEFAULT_HOST);
                 format!("of type docker at {host}")
             }
+            Self::Exec(exec) => match &exec.place {
+                Some(place) => format!("of type exec at {place}"),
+                None => "of type exec".to_owned(),
+            },
+        }
+    }
+
+    /// Returns whether the workers of the one are not those of the other. An executable that does not say where its
+    /// workers are is believed.
+    pub fn is_elsewhere(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exec(one), Self::Exec(other)) => {
+                matches!((&one.place, &other.place), (Some(one), Some(other)) if one != other)
+            }
+            (one, other) => one.place() != other.place(),
         }
     }
 
@@ -131,16 +178,16 @@ impl ProviderKind {
     pub fn network(&self) -> Option<&str> {
         match self {
             Self::Docker(docker) => docker.network.as_deref(),
-            Self::Local(_) | Self::Sim(_) => None,
+            Self::Local(_) | Self::Exec(_) | Self::Sim(_) => None,
         }
     }
 
-    /// Returns the worker types that it can create.
+    /// Returns the worker types that it may create; what an executable creates, it says itself.
     pub fn worker_types(&self) -> &'static [WorkerType] {
         match self {
             Self::Local(_) => &[WorkerType::Process],
             Self::Docker(_) => &[WorkerType::Container],
-            Self::Sim(_) => {
+            Self::Exec(_) | Self::Sim(_) => {
                 &[WorkerType::Process, WorkerType::Container, WorkerType::Vm, WorkerType::Host]
             }
         }
@@ -157,6 +204,11 @@ fn described(generator: &mut SchemaGenerator) -> Vec<Described> {
             "docker",
             "Containers of a Docker engine, or of podman's service.",
             pool_docker::Config::json_schema(generator),
+        ),
+        (
+            "exec",
+            "Whatever an executable creates that speaks the provider protocol.",
+            pool_exec::Config::json_schema(generator),
         ),
         (
             "sim",
@@ -188,9 +240,13 @@ impl JsonSchema for ProviderConfig {
             let mut known = serde_json::Map::from_iter([("type".to_owned(), json!(true))]);
             known.extend(properties(own));
             known.extend(limits.clone());
+            let mut then = json!({ "properties": known, "additionalProperties": false });
+            if let Some(required) = own.get("required") {
+                then["required"] = required.clone();
+            }
             json!({
                 "if": { "properties": { "type": { "const": name } }, "required": ["type"] },
-                "then": { "properties": known, "additionalProperties": false }
+                "then": then
             })
         };
         json_schema!({

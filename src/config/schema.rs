@@ -75,6 +75,11 @@ pub fn schema() -> Value {
     })
 }
 
+/// Returns the JSON Schema of what executables of `exec` providers read and print.
+pub fn provider_protocol() -> Value {
+    pool_exec::protocol::schema()
+}
+
 /// Makes what schemars writes fit for editors: documented enums as one `enum` with a text for each value,
 /// descriptions as Markdown too, no number formats.
 #[derive(Debug, Clone)]
@@ -156,7 +161,7 @@ pub(crate) fn violations(document: &Value) -> Vec<Violation> {
         return vec![Violation::new(String::new(), false, diagnostic)];
     }
     let mut found: Vec<Violation> =
-        validator.iter_errors(document).flat_map(|error| explain(&error, schema)).collect();
+        validator.iter_errors(document).flat_map(|e| explain(&e, schema, "the pool")).collect();
     // A misspelt key is one mistake, not also the lack of the right one.
     let misspelt: Vec<(String, String)> = found
         .iter()
@@ -185,7 +190,24 @@ pub(crate) fn lookup<'s>(path: &[String]) -> Option<&'s Value> {
     Some(here)
 }
 
-fn explain(error: &ValidationError<'_>, schema: &Value) -> Vec<Violation> {
+/// Returns everything in `value` that breaks a schema of somebody else's, each in a sentence that begins with where it
+/// is below `path`.
+///
+/// # Errors
+/// When the schema is none.
+pub fn misfits(schema: &Value, value: &Value, path: &str) -> Result<Vec<String>, String> {
+    let validator = jsonschema::validator_for(schema).map_err(|error| error.to_string())?;
+    let violations = validator.iter_errors(value).flat_map(|error| explain(&error, schema, "it"));
+    let sentence = |Violation { pointer, diagnostic, .. }| {
+        let inner = dotted(&pointer);
+        let dot = if inner.is_empty() { "" } else { "." };
+        let help = diagnostic.help.map(|help| format!(" ({help})")).unwrap_or_default();
+        format!("{path}{dot}{inner}: {}{help}", diagnostic.summary)
+    };
+    Ok(violations.map(sentence).collect())
+}
+
+fn explain(error: &ValidationError<'_>, schema: &Value, whole: &str) -> Vec<Violation> {
     let pointer = error.instance_path().as_str().to_owned();
     let shown = dotted(&pointer);
     let name = shown.rsplit('.').next().unwrap_or_default().to_owned();
@@ -202,8 +224,7 @@ fn explain(error: &ValidationError<'_>, schema: &Value) -> Vec<Violation> {
         }
         ValidationErrorKind::Required { property } => {
             let property = property.as_str().unwrap_or_default();
-            let within =
-                if shown.is_empty() { "the pool".to_owned() } else { format!("`{shown}`") };
+            let within = if shown.is_empty() { whole.to_owned() } else { format!("`{shown}`") };
             let summary = format!("{within} lacks `{property}`");
             let found =
                 Diagnostic::error("missing-key", summary).help(format!("add `{property}:`"));
@@ -235,7 +256,7 @@ fn explain(error: &ValidationError<'_>, schema: &Value) -> Vec<Violation> {
             let summary = format!("`{name}` cannot be {}", error.instance());
             at_value(Diagnostic::error("bad-format", summary).help(example))
         }
-        ValidationErrorKind::MinLength { .. } => at_value(
+        ValidationErrorKind::MinLength { .. } | ValidationErrorKind::MinItems { .. } => at_value(
             Diagnostic::error("empty", format!("`{name}` must not be empty"))
                 .help(example(schema, error.schema_path().as_str())),
         ),

@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use pool_provider::SecretSource;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::leases::LeasesConfig;
 use super::policy::{
@@ -160,6 +162,11 @@ pub struct StaticWorkerConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "pool_docker::WorkerAttributes")]
     pub docker: Option<pool_docker::WorkerAttributes>,
+    /// What only workers of a provider of type `exec` have: whatever its executable understands. It is checked
+    /// when planning, by what the executable says of itself.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schemars(example = serde_json::json!({ "flavor": "m1.small" }))]
+    pub attributes: Map<String, Value>,
 }
 
 /// The value of an environment variable: a text, or where to read a secret.
@@ -172,25 +179,6 @@ pub enum EnvironmentValue {
     Secret(SecretSource),
 }
 
-/// Where a secret is read: when planning to hash it, when creating a worker to use it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum SecretSource {
-    /// An environment variable of `pool` itself.
-    FromEnv(String),
-    /// A file; one line end at its end is left out.
-    FromFile(String),
-}
-
-impl fmt::Display for SecretSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::FromEnv(name) => write!(f, "from_env: {name}"),
-            Self::FromFile(path) => write!(f, "from_file: {path}"),
-        }
-    }
-}
-
 impl JsonSchema for EnvironmentValue {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "EnvironmentValue".into()
@@ -201,27 +189,11 @@ impl JsonSchema for EnvironmentValue {
     }
 
     // One schema without alternatives: validators then name the very key that is wrong.
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "description": "A text, or where to read a secret: {from_env: NAME} or {from_file: PATH}.",
-            "type": ["string", "object"],
-            "properties": {
-                "from_env": {
-                    "description": "The environment variable of `pool` that holds the secret.",
-                    "type": "string",
-                    "pattern": "^[A-Za-z_][A-Za-z0-9_]*$",
-                    "examples": ["CI_TOKEN"]
-                },
-                "from_file": {
-                    "description": "The file that holds the secret; one line end at its end is left out.",
-                    "type": "string",
-                    "minLength": 1,
-                    "examples": ["/run/secrets/ci-token"]
-                }
-            },
-            "additionalProperties": false,
-            "minProperties": 1,
-            "maxProperties": 1
-        })
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = SecretSource::json_schema(generator);
+        let what = "A text, or where to read a secret: {from_env: NAME} or {from_file: PATH}.";
+        schema.insert("description".to_owned(), what.into());
+        schema.insert("type".to_owned(), serde_json::json!(["string", "object"]));
+        schema
     }
 }

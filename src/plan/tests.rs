@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pool_provider::{
-    Consistency, Description, Idempotency, InPlaceField, ObservedStatus, ObservedWorker,
+    About, Consistency, Description, Idempotency, InPlaceField, ObservedStatus, ObservedWorker,
 };
-
 use proptest::prelude::*;
 
 use super::*;
@@ -71,6 +70,7 @@ fn description() -> Description {
         tells_ends: false,
         resets: false,
         capacity: None,
+        about: About::default(),
     }
 }
 

@@ -130,6 +130,7 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
             clock: self.clock.clone(),
             parallelism: self.config.provisioning.concurrency() as usize,
             leased: Leased::Wait,
+            absent: Unseen::new(),
             unseen: Unseen::new(),
             effort: Effort::PATIENT,
         }

@@ -13,6 +13,7 @@
 //! | `reconcile`   | observe → plan → check → apply → look again          |
 //! | `rounds`      | carrying out a plan that waits for jobs                |
 //! | `waiting`     | the mark that a run waits for jobs                     |
+//! | `fit`         | whether pools fit what their providers say             |
 //! | `registry`    | provider names to providers                         |
 //! | `providers`   | the providers at hand                                 |
 //! | `limiter`     | how much is asked of a provider                        |
@@ -20,6 +21,7 @@
 //! | `status`      | what a pool looks like from outside                  |
 
 pub mod desk;
+mod fit;
 pub mod hold;
 mod keeper;
 mod limiter;
@@ -64,6 +66,9 @@ pub enum PoolError {
         /// What it says.
         reason: String,
     },
+    /// Pools that ask for what their providers do not have, each in a sentence.
+    #[error("{}", .0.join("\n"))]
+    Misfits(Vec<String>),
     /// A plan that breaks its own promises.
     #[error("the plan breaks its own promises: {0}")]
     BrokenPlan(String),

@@ -1,19 +1,26 @@
 //! The providers at hand, by name: those that were given, and those that are opened when they are first
 //! needed, as they were declared.
 //!
-//! Decides nothing about who may declare what: the state and the files do. Opening a provider calls nobody.
+//! Decides nothing about who may declare what: the state and the files do. Opening a provider calls nobody, but for an
+//! executable, which is asked what it can do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use pool_provider::SharedProvider;
+use pool_provider::{SharedProvider, WorkerProvider as _};
 
 use super::PoolError;
 use super::limiter::Limiter;
-use super::registry::{ProviderSettings, open};
-use crate::config::ProviderConfig;
+use super::registry::{ProviderSettings, open, open_now};
+use crate::clock::Stopwatch;
+use crate::config::{ProviderConfig, ProviderKind};
 use crate::state::Store;
+
+/// How long one that could not be opened is not tried again: an executable may take its time to fail, and every probe
+/// would ask for it.
+const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Providers by name; clones share them.
 #[derive(Clone)]
@@ -23,12 +30,16 @@ pub struct Providers {
 }
 
 /// What is known of each provider.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Shelf {
     /// How each is reached, where that was declared.
     declared: BTreeMap<String, ProviderConfig>,
     /// Those that are open, and as what.
     opened: BTreeMap<String, (Option<ProviderConfig>, SharedProvider)>,
+    /// Those that could not be opened lately: as what, since when that is known, and why.
+    failed: BTreeMap<String, (ProviderConfig, Stopwatch, PoolError)>,
+    /// One at a time opens a provider.
+    turns: BTreeMap<String, Arc<tokio::sync::Mutex<()>>>,
 }
 
 /// What it takes to open a provider.
@@ -47,12 +58,33 @@ impl fmt::Debug for Providers {
     }
 }
 
+/// What is recorded says where an executable's workers are; to reach them, it is asked.
+fn as_reached((name, config): (String, ProviderConfig)) -> (String, ProviderConfig) {
+    (name, config.at(None))
+}
+
 impl Shelf {
     fn config(&self, name: &str) -> Result<ProviderConfig, PoolError> {
         let declared = self.declared.get(name).cloned();
         declared
             .or_else(|| ProviderConfig::implicit(name))
             .ok_or_else(|| PoolError::UnknownProvider(name.to_owned()))
+    }
+
+    /// Returns what came of opening the provider as this, if that was tried.
+    fn known(
+        &self,
+        name: &str,
+        config: &ProviderConfig,
+    ) -> Option<Result<SharedProvider, PoolError>> {
+        if let Some((Some(opened), provider)) = self.opened.get(name)
+            && opened == config
+        {
+            return Some(Ok(provider.clone()));
+        }
+        let (tried, since, error) = self.failed.get(name)?;
+        let is_recent = since.elapsed() < TRIED_AGAIN_AFTER;
+        (tried == config && is_recent).then(|| Err(error.clone()))
     }
 }
 
@@ -77,7 +109,7 @@ impl Providers {
     /// Learns how providers are reached. One that is open otherwise is opened anew when it is asked for;
     /// calls that are under way end as they began.
     pub fn declare(&self, declared: BTreeMap<String, ProviderConfig>) {
-        self.shelf().declared.extend(declared);
+        self.shelf().declared.extend(declared.into_iter().map(as_reached));
     }
 
     /// Returns these providers as they would be with `declared`: what is open as it is declared is shared, and
@@ -85,8 +117,8 @@ impl Providers {
     #[must_use]
     pub fn with(&self, declared: BTreeMap<String, ProviderConfig>) -> Self {
         let shelf = self.shelf();
-        let mut own = Shelf { declared: shelf.declared.clone(), opened: shelf.opened.clone() };
-        own.declared.extend(declared);
+        let mut own = shelf.clone();
+        own.declared.extend(declared.into_iter().map(as_reached));
         Self { shelf: Arc::new(Mutex::new(own)), opening: self.opening.clone() }
     }
 
@@ -94,48 +126,101 @@ impl Providers {
     ///
     /// # Errors
     /// When it is not known, or cannot be opened.
-    pub fn get(&self, name: &str) -> Result<SharedProvider, PoolError> {
-        let mut shelf = self.shelf();
+    pub async fn get(&self, name: &str) -> Result<SharedProvider, PoolError> {
         let Some(opening) = &self.opening else {
-            let given = shelf.opened.get(name).map(|(_, provider)| provider.clone());
+            let given = self.shelf().opened.get(name).map(|(_, provider)| provider.clone());
             return given.ok_or_else(|| PoolError::UnknownProvider(name.to_owned()));
         };
-        let config = shelf.config(name)?;
-        match shelf.opened.get(name) {
-            Some((Some(opened), provider)) if *opened == config => return Ok(provider.clone()),
-            Some(_) | None => {}
+        let config = self.shelf().config(name)?;
+        if let Some(known) = self.shelf().known(name, &config) {
+            return known;
         }
-        let bare = open(name, &config, &opening.settings)?;
-        let dressed = (opening.dress)(name, bare);
-        let provider = match Limiter::new(name, &config.limits, opening.store.clone()) {
-            Some(limiter) => dressed.behind(Arc::new(limiter)),
-            None => dressed,
-        };
-        shelf.opened.insert(name.to_owned(), (Some(config), provider.clone()));
-        Ok(provider)
+        // Whoever asks meanwhile gets what comes of this.
+        let turn = Arc::clone(self.shelf().turns.entry(name.to_owned()).or_default());
+        let _turn = turn.lock().await;
+        if let Some(known) = self.shelf().known(name, &config) {
+            return known;
+        }
+        let opened = open(name, &config, &opening.settings).await;
+        self.keep(opening, (name, config), opened)
     }
 
-    /// Opens the provider of this name once more, bare: as another process would.
+    /// Returns the provider of this name unless somebody has to be asked first; what cannot be had is nothing.
+    pub fn get_now(&self, name: &str) -> Option<SharedProvider> {
+        let Some(opening) = &self.opening else {
+            return self.shelf().opened.get(name).map(|(_, provider)| provider.clone());
+        };
+        let config = self.shelf().config(name).ok()?;
+        if let Some(known) = self.shelf().known(name, &config) {
+            return known.ok();
+        }
+        if matches!(config.kind, ProviderKind::Exec(_)) {
+            return None;
+        }
+        let opened = open_now(name, &config, &opening.settings);
+        self.keep(opening, (name, config), opened).ok()
+    }
+
+    /// Keeps what came of opening a provider.
+    fn keep(
+        &self,
+        opening: &Opening,
+        (name, config): (&str, ProviderConfig),
+        opened: Result<SharedProvider, PoolError>,
+    ) -> Result<SharedProvider, PoolError> {
+        let dressed = opened.map(|bare| {
+            let suggested = bare.describe().about.max_concurrency;
+            let dressed = (opening.dress)(name, bare);
+            let mut limits = config.limits.clone();
+            limits.max_concurrency = limits.max_concurrency.or(suggested);
+            match Limiter::new(name, &limits, opening.store.clone()) {
+                Some(limiter) => dressed.behind(Arc::new(limiter)),
+                None => dressed,
+            }
+        });
+        let mut shelf = self.shelf();
+        match &dressed {
+            Ok(provider) => {
+                shelf.failed.remove(name);
+                shelf.opened.insert(name.to_owned(), (Some(config), provider.clone()));
+            }
+            Err(error) => {
+                let failed = (config, Stopwatch::start(), error.clone());
+                shelf.failed.insert(name.to_owned(), failed);
+            }
+        }
+        dressed
+    }
+
+    /// Opens the provider of this name once more, bare: as another process would. One that has to be asked first
+    /// is shared; each call of an executable is another process anyway.
     ///
     /// # Errors
     /// As [`Providers::get`].
     pub fn open_anew(&self, name: &str) -> Result<SharedProvider, PoolError> {
-        match &self.opening {
-            None => self.get(name),
-            Some(opening) => open(name, &self.shelf().config(name)?, &opening.settings),
+        let shelf = self.shelf();
+        let opened = shelf.opened.get(name).map(|(_, provider)| provider.clone());
+        let Some(opening) = &self.opening else {
+            return opened.ok_or_else(|| PoolError::UnknownProvider(name.to_owned()));
+        };
+        let config = shelf.config(name)?;
+        match (&config.kind, opened) {
+            (ProviderKind::Exec(_), Some(opened)) => Ok(opened),
+            _ => open_now(name, &config, &opening.settings),
         }
     }
 
     /// Returns the providers of these names, and why others cannot be had.
-    pub fn get_all(
+    pub async fn get_all(
         &self,
         names: &BTreeSet<String>,
     ) -> (BTreeMap<String, SharedProvider>, BTreeMap<String, PoolError>) {
         let (mut found, mut failed) = (BTreeMap::new(), BTreeMap::new());
-        for name in names {
-            match self.get(name) {
-                Ok(provider) => drop(found.insert(name.clone(), provider)),
-                Err(error) => drop(failed.insert(name.clone(), error)),
+        let gets = names.iter().map(async |name| (name.clone(), self.get(name).await));
+        for (name, got) in futures_util::future::join_all(gets).await {
+            match got {
+                Ok(provider) => drop(found.insert(name, provider)),
+                Err(error) => drop(failed.insert(name, error)),
             }
         }
         (found, failed)

@@ -8,14 +8,14 @@ use std::time::Duration;
 use pool_provider::{Call, DeploymentId, ProviderError, SharedProvider, WorkerProvider};
 use tokio::time::{sleep, timeout};
 
-use super::PoolError;
 use super::secrets::Secrets;
+use super::{PoolError, fit};
 use crate::apply::{self, Applier, Leased, Observer, PoolOutcome};
 use crate::clock::Clock;
-use crate::config::{LoadedPool, ProviderConfig};
+use crate::config::LoadedPool;
 use crate::desired::{DesiredPool, Spec};
 use crate::plan::{self, Listed, Observation, Plan, PlanInput, PlanOptions, RecordedPool, Step};
-use crate::state::{PoolLock, StateError, Store};
+use crate::state::{PoolLock, Store};
 use crate::worker::{PoolId, Slot};
 
 /// How hard a listing is tried.
@@ -46,6 +46,8 @@ pub struct Reconciler {
     pub store: Store,
     /// The providers that the run may need, by name.
     pub providers: BTreeMap<String, SharedProvider>,
+    /// Those that could not be opened, and why: whether that matters is the plan's to say.
+    pub absent: Unseen,
     /// Reads secrets.
     pub secrets: Secrets,
     /// Tells the time.
@@ -86,7 +88,7 @@ impl Input {
             .chain(desired)
             .filter_map(|(pool, provider)| {
                 let why = unseen.get(provider)?;
-                Some((pool.clone(), format!("the provider {provider}: listing its workers: {why}")))
+                Some((pool.clone(), format!("the provider {provider}: {why}")))
             })
             .collect();
         self.desired.retain(|pool| !blind.contains_key(&pool.id));
@@ -109,38 +111,18 @@ pub struct Planned {
 }
 
 impl Reconciler {
-    /// Makes sure that no provider is declared to be somewhere else while it has workers: there they would not
-    /// be found any more.
-    async fn verify_providers(
-        &self,
-        desired: &[DesiredPool],
-        recorded: &[RecordedPool],
-    ) -> Result<(), PoolError> {
-        let known = self.store.provider_configs().await?;
-        for pool in desired {
-            let before = known.get(&pool.provider).cloned();
-            let before = before.or_else(|| ProviderConfig::implicit(&pool.provider));
-            let (Some(before), Some(after)) = (before, &pool.provider_config) else { continue };
-            let has_workers = || {
-                let mut workers = recorded.iter().flat_map(|pool| &pool.workers);
-                workers.any(|worker| worker.provider == pool.provider)
-            };
-            let (before, after) = (before.kind.place(), after.kind.place());
-            if before != after && has_workers() {
-                let name = pool.provider.clone();
-                return Err(StateError::ProviderMoved { name, before, after }.into());
-            }
-        }
-        Ok(())
-    }
-
     /// Turns loaded pools into desired ones.
     pub fn desired(&self, pools: &[LoadedPool]) -> Vec<DesiredPool> {
         let desired = |pool: &LoadedPool| {
-            DesiredPool::new(
-                pool,
-                self.secrets.hashes(&Spec::of(&pool.config, pool.provider.as_ref())),
-            )
+            let secrets = self.secrets.hashes(&Spec::of(&pool.config, pool.provider.as_ref()));
+            let mut desired = DesiredPool::new(pool, secrets);
+            let place = self
+                .providers
+                .get(&desired.provider)
+                .and_then(|provider| provider.describe().about.place);
+            desired.provider_config =
+                desired.provider_config.map(|config| config.at(place.as_deref()));
+            desired
         };
         pools.iter().map(desired).collect()
     }
@@ -157,7 +139,8 @@ impl Reconciler {
         refresh: bool,
     ) -> Result<Planned, PoolError> {
         let recorded = self.store.load().await?;
-        self.verify_providers(desired, &recorded).await?;
+        fit::verify_places(&self.store.provider_configs().await?, desired, &recorded)?;
+        fit::verify_workers(&self.providers, desired)?;
         let workers = || recorded.iter().flat_map(|pool| &pool.workers);
         let refresh = refresh || workers().any(|worker| worker.operation.is_some());
         let (observed, failed) = self.observe_all(desired, refresh).await?;
@@ -167,7 +150,6 @@ impl Reconciler {
         let (needed, gone): (Unseen, Unseen) =
             failed.into_iter().partition(|(name, _)| has_workers(name) || is_wanted(name));
         if let Some((name, reason)) = needed.into_iter().next() {
-            let reason = format!("listing its workers: {reason}");
             return Err(PoolError::Provider { name, reason });
         }
         let input =
@@ -204,12 +186,16 @@ impl Reconciler {
         let mut used = self.store.provider_names().await?;
         used.extend(desired.iter().map(|pool| pool.provider.clone()));
         let look = async |name: String| {
+            if let Some(why) = self.absent.get(&name) {
+                return Ok((name, Err(why.clone())));
+            }
             let found = self.providers.get(&name);
             let provider = found.ok_or_else(|| PoolError::UnknownProvider(name.clone()))?;
             if !refresh {
                 return Ok((name, Ok(Observation::NotAsked(provider.describe()))));
             }
             let listed = observe_patiently(provider, self.store.deployment(), self.effort).await;
+            let listed = listed.map_err(|why| format!("listing its workers: {why}"));
             Ok::<_, PoolError>((name, listed.map(Observation::Listed)))
         };
         let asked = used.into_iter().filter(|name| !self.unseen.contains_key(name));

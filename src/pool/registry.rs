@@ -1,15 +1,20 @@
 //! From a provider's config to the provider: one `match` arm each.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pool_docker::DockerProvider;
+use pool_exec::ExecProvider;
 use pool_local::LocalProvider;
-use pool_provider::SharedProvider;
+use pool_provider::{SharedProvider, WorkerProvider as _};
 use pool_sim::SimProvider;
+use serde_json::Value;
 
 use super::PoolError;
+use super::secrets::Secrets;
 use crate::clock::Clock;
-use crate::config::{ProviderConfig, ProviderKind};
+use crate::config::{self, ProviderConfig, ProviderKind};
 
 /// What the providers need of this machine.
 #[derive(Debug, Clone)]
@@ -18,21 +23,63 @@ pub struct ProviderSettings {
     pub local_root: PathBuf,
     /// The program and arguments of the local launcher step.
     pub launcher: (PathBuf, Vec<String>),
+    /// The program and arguments of the step that runs an executable.
+    pub warden: (PathBuf, Vec<String>),
+    /// Where executables' logs are kept.
+    pub exec_root: PathBuf,
+    /// The environment of this process: executables get some of it, and their secrets may be there.
+    pub environment: Arc<BTreeMap<String, String>>,
     /// Where the simulated cloud is kept.
     pub sim_root: PathBuf,
     /// Tells the simulated cloud's time.
     pub clock: Clock,
 }
 
-/// Opens the provider called `name`.
+/// Opens the provider called `name`, and asks it what it can do where only it knows.
 ///
 /// # Errors
-/// When it cannot be opened.
-pub(super) fn open(
+/// When it cannot be opened, or its config is not what it wants.
+pub(super) async fn open(
     name: &str,
     config: &ProviderConfig,
     settings: &ProviderSettings,
 ) -> Result<SharedProvider, PoolError> {
+    let ProviderKind::Exec(exec) = &config.kind else {
+        return open_now(name, config, settings);
+    };
+    let failed = |reason: String| PoolError::Provider { name: name.to_owned(), reason };
+    let secrets = Secrets::new(Arc::clone(&settings.environment), None);
+    let own = pool_exec::Settings {
+        name: name.to_owned(),
+        warden: settings.warden.clone(),
+        logs: own(&settings.exec_root, "exec", name),
+        environment: Arc::clone(&settings.environment),
+        read_secret: Arc::new(move |source| secrets.read(source)),
+    };
+    let provider = ExecProvider::open(exec.as_ref().clone(), own).await;
+    let provider = provider.map_err(|error| failed(format!("asking what it can do: {error}")))?;
+    if let Some(schema) = provider.describe().about.config_schema {
+        let path = format!("providers.{name}.config");
+        let given = Value::Object(exec.config.clone());
+        let wrong = config::misfits(&schema, &given, &path);
+        let wrong = wrong.map_err(|why| failed(format!("its config_schema: {why}")))?;
+        if !wrong.is_empty() {
+            return Err(failed(format!("its config is not what it wants: {}", wrong.join("; "))));
+        }
+    }
+    Ok(SharedProvider::new(provider))
+}
+
+/// Opens the provider called `name` without asking anybody.
+///
+/// # Errors
+/// When it cannot be opened so.
+pub(super) fn open_now(
+    name: &str,
+    config: &ProviderConfig,
+    settings: &ProviderSettings,
+) -> Result<SharedProvider, PoolError> {
+    let failed = |reason: String| PoolError::Provider { name: name.to_owned(), reason };
     match &config.kind {
         ProviderKind::Local(local) => {
             let (root, launcher) = (own(&settings.local_root, "local", name), &settings.launcher);
@@ -48,15 +95,13 @@ pub(super) fn open(
             let settings = pool_docker::Settings { name: name.to_owned(), host };
             Ok(SharedProvider::new(DockerProvider::new(docker.clone(), settings)))
         }
+        ProviderKind::Exec(_) => Err(failed("it has to be asked first".to_owned())),
         ProviderKind::Sim(_) => {
             let clock = settings.clock.clone();
             let now_ms = move || clock.now().as_millisecond();
             SimProvider::open(&own(&settings.sim_root, "sim", name), now_ms)
                 .map(SharedProvider::new)
-                .map_err(|error| PoolError::Provider {
-                    name: name.to_owned(),
-                    reason: error.to_string(),
-                })
+                .map_err(|error| failed(error.to_string()))
         }
     }
 }

@@ -28,7 +28,11 @@ impl Secrets {
         Self { environment, key }
     }
 
-    fn read(&self, source: &SecretSource) -> Result<String, String> {
+    /// Reads a secret.
+    ///
+    /// # Errors
+    /// When it is not there, and why.
+    pub(super) fn read(&self, source: &SecretSource) -> Result<String, String> {
         match source {
             SecretSource::FromEnv(name) => self
                 .environment
@@ -96,8 +100,9 @@ impl Secrets {
                 labels: worker.labels,
                 tags: worker.tags,
                 environment,
+                secrets: spec.secrets().into_keys().map(str::to_owned).collect(),
                 network: spec.network.clone(),
-                attributes: worker.docker.map(attributes).unwrap_or_default(),
+                attributes: worker.docker.map_or(worker.attributes, attributes),
             },
         })
     }

@@ -91,7 +91,7 @@ impl Prober {
         worker: &Watched,
         check: &HealthCheckConfig,
     ) -> Result<Probed, PoolError> {
-        let provider = self.providers.get(&worker.provider)?;
+        let provider = self.providers.get(&worker.provider).await?;
         let reference = WorkerRef {
             owner: self.store.deployment().clone(),
             name: worker.name.clone(),

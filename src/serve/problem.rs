@@ -202,7 +202,7 @@ impl From<PoolError> for Problem {
             PoolError::UnknownProvider(_) | PoolError::Provider { .. } => {
                 Self::new("provider_unavailable", detail)
             }
-            PoolError::Refused(_) => Self::new("conflict", detail),
+            PoolError::Misfits(_) | PoolError::Refused(_) => Self::new("conflict", detail),
             PoolError::BrokenPlan(_) => Self::new("internal", detail),
         }
     }

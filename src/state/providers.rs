@@ -39,7 +39,7 @@ pub(super) fn record(
     now: Timestamp,
 ) -> Result<String, JobError> {
     let before = configs(connection)?.remove(name).or_else(|| ProviderConfig::implicit(name));
-    if let Some(before) = before.filter(|before| before.kind.place() != config.kind.place()) {
+    if let Some(before) = before.filter(|before| before.kind.is_elsewhere(&config.kind)) {
         let sql = "SELECT count(*) FROM worker WHERE provider = ?1 AND phase <> 'deleted'";
         let workers: i64 = connection.prepare_cached(sql)?.query_row([name], |row| row.get(0))?;
         if workers > 0 {

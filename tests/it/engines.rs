@@ -21,6 +21,8 @@ const MIDST: std::time::Duration = std::time::Duration::from_millis(400);
 enum Ground {
     Local,
     Docker(String),
+    /// One of `examples/providers`, and where its workers are kept.
+    Exec(&'static str, tempfile::TempDir),
 }
 
 /// A worker as the outside sees it.
@@ -45,11 +47,30 @@ impl Ground {
         None
     }
 
+    /// Returns an example provider, or says that the test was not run.
+    fn example(file: &'static str, needs: &str) -> Option<Self> {
+        if Command::new(needs).arg("--version").output().is_ok_and(|ran| ran.status.success()) {
+            return Some(Self::Exec(file, tempfile::tempdir().unwrap()));
+        }
+        assert!(asked_for("POOL_TEST_ENGINES").is_none(), "{needs} is not installed");
+        let told = format!("NOT RUN: needs {needs}\n");
+        std::io::stderr().write_all(told.as_bytes()).unwrap();
+        None
+    }
+
     fn yaml(&self, size: u32, version: u8) -> String {
         let (kind, provider, worker) = match self {
-            Self::Local => {
+            Self::Local | Self::Exec(..) => {
                 let image = ["/bin/sleep", "/usr/bin/sleep"][usize::from(version) - 1];
-                ("process", "type: local".to_owned(), format!("image: {image}, command: ['600']"))
+                let provider = match self {
+                    Self::Exec(file, folder) => format!(
+                        "type: exec, command: ['{}/examples/providers/{file}'], config: {{folder: {}}}",
+                        env!("CARGO_MANIFEST_DIR"),
+                        folder.path().display()
+                    ),
+                    Self::Local | Self::Docker(_) => "type: local".to_owned(),
+                };
+                ("process", provider, format!("image: {image}, command: ['600']"))
             }
             Self::Docker(host) => (
                 "container",
@@ -67,7 +88,7 @@ impl Ground {
     /// Returns the live workers of the state in `sandbox`.
     fn seen(&self, sandbox: &Sandbox) -> BTreeSet<Seen> {
         match self {
-            Self::Local => processes(&deployment(sandbox)),
+            Self::Local | Self::Exec(..) => processes(&deployment(sandbox)),
             Self::Docker(host) => containers(host, &deployment(sandbox), false),
         }
     }
@@ -75,14 +96,14 @@ impl Ground {
     /// Returns everything that is left of the state in `sandbox`, dead or alive.
     fn left(&self, sandbox: &Sandbox) -> BTreeSet<Seen> {
         match self {
-            Self::Local => processes(&deployment(sandbox)),
+            Self::Local | Self::Exec(..) => processes(&deployment(sandbox)),
             Self::Docker(host) => containers(host, &deployment(sandbox), true),
         }
     }
 
     fn kill(&self, worker: &Seen) {
         let mut command = match self {
-            Self::Local => {
+            Self::Local | Self::Exec(..) => {
                 let mut kill = Command::new("kill");
                 kill.args(["-9", &worker.handle]);
                 kill
@@ -132,12 +153,15 @@ fn processes(deployment: &str) -> BTreeSet<Seen> {
             let mut all = environ.split('\0');
             all.find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
         };
-        if tag("POOL_DEPLOYMENT").as_deref() != Some(deployment) || tag("POOL_PROCESS").is_none() {
+        // What is about to become a worker, and what creates one, is none.
+        let arguments = String::from_utf8_lossy(&read("cmdline")).into_owned();
+        let is_worker = arguments.split('\0').next().is_some_and(|name| name.ends_with("/sleep"));
+        let own = |name: &str, example: &str| tag(name).or_else(|| tag(example));
+        if own("POOL_DEPLOYMENT", "WORKER_OWNER").as_deref() != Some(deployment) || !is_worker {
             continue;
         }
         let stat = String::from_utf8_lossy(&read("stat")).into_owned();
-        if let Some(worker) = tag("POOL_WORKER").filter(|_| !stat.contains(") Z ")) {
-            let arguments = String::from_utf8_lossy(&read("cmdline")).into_owned();
+        if let Some(worker) = own("POOL_WORKER", "WORKER_NAME").filter(|_| !stat.contains(") Z ")) {
             let image = arguments.split('\0').next().unwrap_or_default().to_owned();
             seen.insert(Seen { worker, image, handle });
         }
@@ -159,7 +183,7 @@ fn assert_all(seen: &BTreeSet<Seen>, size: usize, image: &str) {
 
 fn scenario(ground: &Ground) {
     let images = match ground {
-        Ground::Local => ["/bin/sleep", "/usr/bin/sleep"],
+        Ground::Local | Ground::Exec(..) => ["/bin/sleep", "/usr/bin/sleep"],
         Ground::Docker(_) => ["pool-test:1", "pool-test:2"],
     };
     // Another state on the same engine, with the same pool: nobody touches its workers.
@@ -243,6 +267,20 @@ fn rolls_around_a_lease(ground: &Ground, sandbox: &Sandbox) {
 #[test]
 fn everything_works_on_local_processes() {
     scenario(&Ground::Local);
+}
+
+#[test]
+fn everything_works_on_a_shell_script() {
+    if let Some(ground) = Ground::example("processes.sh", "jq") {
+        scenario(&ground);
+    }
+}
+
+#[test]
+fn everything_works_on_a_python_program() {
+    if let Some(ground) = Ground::example("processes.py", "python3") {
+        scenario(&ground);
+    }
 }
 
 #[test]

@@ -46,6 +46,9 @@ fn limited_to(
     let settings = ProviderSettings {
         local_root: folder.path().join("local"),
         launcher: ("/bin/false".into(), Vec::new()),
+        warden: ("/bin/false".into(), Vec::new()),
+        exec_root: "/nowhere".into(),
+        environment: Arc::default(),
         sim_root: folder.path().join("sim"),
         clock: Clock::system(),
     };
@@ -56,7 +59,7 @@ fn limited_to(
     );
     let config = ProviderConfig { limits, ..ProviderConfig::implicit("sim").unwrap() };
     providers.declare(BTreeMap::from([("sim".to_owned(), config)]));
-    providers.get("sim").unwrap()
+    providers.get_now("sim").unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@
 //! | `desk`        | who gets a lease when, and what its end does                     |
 //! | `embedded`    | `StaticPoolManager` as a library                                |
 //! | `engines`     | one scenario on every provider with real workers                 |
+//! | `executables` | `exec` providers: killed runs, limits, places, servers without them |
 //! | `faults`      | what a run makes of full disks, lies, silence                  |
 //! | `healing`     | what a server does when workers break                            |
 //! | `history`     | what everybody was told under kills and faults can all be true     |
@@ -29,6 +30,7 @@ mod crash;
 mod desk;
 mod embedded;
 mod engines;
+mod executables;
 mod expiry;
 mod faults;
 mod healing;

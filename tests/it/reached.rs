@@ -99,6 +99,9 @@ async fn what_a_run_declares_is_its_own_until_it_is_recorded() {
     let settings = ProviderSettings {
         local_root: folder.path().join("local"),
         launcher: ("/bin/false".into(), Vec::new()),
+        warden: ("/bin/false".into(), Vec::new()),
+        exec_root: "/nowhere".into(),
+        environment: Arc::default(),
         sim_root: folder.path().join("sim"),
         clock: Clock::system(),
     };
@@ -112,12 +115,12 @@ async fn what_a_run_declares_is_its_own_until_it_is_recorded() {
         BTreeMap::from([("d".to_owned(), pool.provider.unwrap())])
     };
     providers.declare(declared("host"));
-    let on_host = |providers: &Providers| providers.get("d").unwrap().describe().one_host;
+    let on_host = |providers: &Providers| providers.get_now("d").unwrap().describe().one_host;
     assert!(on_host(&providers));
     let own = providers.with(declared("none"));
     assert!(!on_host(&own) && on_host(&providers), "a refused run would have changed the server's");
     assert_eq!(opened.load(Ordering::SeqCst), 2, "what is declared alike is opened once");
-    let (found, failed) = own.get_all(&BTreeSet::from(["d".to_owned(), "nobody".to_owned()]));
+    let (found, failed) = own.get_all(&BTreeSet::from(["d".to_owned(), "nobody".to_owned()])).await;
     assert_eq!((found.len(), failed.len()), (1, 1));
 }
 

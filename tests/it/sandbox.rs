@@ -154,6 +154,18 @@ impl Sandbox {
             .flatten()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
+        Self::processes_of(&deployments, "POOL_PROCESS=")
+    }
+
+    /// The deployment of the state in this folder.
+    fn deployment(&self) -> Option<String> {
+        let database = rusqlite::Connection::open(self.path().join(".pool/state.db")).ok()?;
+        let sql = "SELECT CAST(value AS TEXT) FROM meta WHERE key = 'deployment'";
+        database.query_row(sql, [], |row| row.get(0)).ok()
+    }
+
+    /// The processes that have the tag of one of these deployments and `mark` in their environment.
+    fn processes_of(deployments: &[String], mark: &str) -> Vec<i32> {
         let mut pids = Vec::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
@@ -161,10 +173,12 @@ impl Sandbox {
             };
             let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
             let environ = String::from_utf8_lossy(&environ).into_owned();
-            let ours = deployments
-                .iter()
-                .any(|deployment| environ.contains(&format!("POOL_DEPLOYMENT={deployment}")));
-            if ours && environ.contains("POOL_PROCESS=") {
+            let ours = deployments.iter().any(|deployment| {
+                ["POOL_DEPLOYMENT", "WORKER_OWNER"]
+                    .iter()
+                    .any(|tag| environ.contains(&format!("{tag}={deployment}")))
+            });
+            if ours && environ.contains(mark) {
                 pids.push(pid);
             }
         }
@@ -175,7 +189,10 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         // A failed test must not leave processes behind.
-        for pid in self.workers() {
+        let executables = self.deployment().into_iter().collect::<Vec<_>>();
+        for pid in
+            self.workers().into_iter().chain(Self::processes_of(&executables, "WORKER_NAME="))
+        {
             let _gone = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }
     }

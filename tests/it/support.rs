@@ -255,6 +255,7 @@ impl World {
             clock: self.clock.clone(),
             parallelism: 100,
             leased: pool::apply::Leased::Leave,
+            absent: pool::pool::Unseen::new(),
             unseen: pool::pool::Unseen::new(),
             effort: pool::pool::Effort::PATIENT,
         }

@@ -9,6 +9,7 @@
 //! | [`identity`]    | deployment, pool, slot, generation: who a worker is                     |
 //! | [`spec`]        | what a worker should be, and what was observed of it                    |
 //! | [`duration`]    | durations as people write them                                           |
+//! | [`secret`]      | where a secret is read                                                 |
 //! | [`error`]       | the named errors: each tells the caller what to do next                 |
 //! | [`provider`]    | the trait [`WorkerProvider`] and its requests; the contract in prose    |
 //! | [`shared`]      | [`SharedProvider`]: one provider of any type behind one concrete type   |
@@ -19,6 +20,7 @@ pub mod duration;
 pub mod error;
 pub mod identity;
 pub mod provider;
+pub mod secret;
 pub mod shared;
 pub mod spec;
 
@@ -26,8 +28,10 @@ pub use duration::{HumanDuration, InvalidDuration};
 pub use error::ProviderError;
 pub use identity::{DeploymentId, Generation, InvalidIdentity, PoolId, Slot, WorkerName};
 pub use provider::{
-    Consistency, CreateRequest, DeleteRequest, Description, Heard, Idempotency, InPlaceField,
-    Listing, PageToken, Progress, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef,
+    About, Consistency, CreateRequest, DeleteRequest, Description, Heard, Idempotency,
+    InPlaceField, Listing, PageToken, Progress, ResetRequest, UpdateRequest, WorkerProvider,
+    WorkerRef,
 };
+pub use secret::SecretSource;
 pub use shared::{Call, Gate, SharedProvider, Turn};
 pub use spec::{ObservedStatus, ObservedWorker, ProbeOutcome, WorkerSpec};

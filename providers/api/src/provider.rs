@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ProviderError;
@@ -13,7 +14,7 @@ use crate::identity::{DeploymentId, WorkerName};
 use crate::spec::{ObservedWorker, ProbeOutcome, WorkerSpec};
 
 /// What makes a repeated create safe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Idempotency {
     /// The same token gives the same worker, whatever became of the first answer.
@@ -25,7 +26,7 @@ pub enum Idempotency {
 }
 
 /// What a listing proves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Consistency {
     /// A listing shows every effect of every call that has returned.
@@ -35,7 +36,9 @@ pub enum Consistency {
 }
 
 /// A field that some providers can change without a replacement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum InPlaceField {
     /// `worker_config.labels`
@@ -73,6 +76,40 @@ pub struct Description {
     pub resets: bool,
     /// How many workers fit in all, where the provider knows; decides the order of replacements.
     pub capacity: Option<u32>,
+    /// What it says of itself besides.
+    #[serde(default)]
+    pub about: About,
+}
+
+/// What a provider says of itself that a caller cannot know beforehand; those that are built in need none of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// Its own version, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Where its workers are, in words: an account, a region, a rack. Another place is another provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+    /// How many calls that change something may be under way, unless its users say otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrency: Option<u32>,
+    /// The JSON Schema of its configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_schema: Option<serde_json::Value>,
+    /// The JSON Schema of what only its workers have ([`WorkerSpec::attributes`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attributes_schema: Option<serde_json::Value>,
+    /// An image that never becomes a worker, for the conformance suite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub invalid_image: Option<String>,
+}
+
+impl About {
+    /// Says only which image never becomes a worker.
+    pub fn refusing(image: &str) -> Self {
+        Self { invalid_image: Some(image.to_owned()), ..Self::default() }
+    }
 }
 
 impl Description {
@@ -144,6 +181,8 @@ pub struct CreateRequest {
     pub spec_hash: String,
     /// Is told how it goes.
     pub progress: Progress,
+    /// How long the caller waits for the answer, for providers that want to know.
+    pub timeout: Duration,
 }
 
 /// Names one existing worker.
@@ -175,6 +214,8 @@ pub struct ResetRequest {
     pub worker: WorkerRef,
     /// What it is made from, secrets included: whatever has to be started again needs it.
     pub spec: WorkerSpec,
+    /// How long the caller waits for the answer, for providers that want to know.
+    pub timeout: Duration,
 }
 
 /// Asks for a worker to be gone.

@@ -3,9 +3,10 @@
 //! Plain data in both directions. A spec holds secrets in the clear, because the provider needs
 //! them; its `Debug` leaves the environment's values out, and it is neither serialised nor stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::WorkerName;
@@ -29,6 +30,8 @@ pub struct WorkerSpec {
     pub tags: Vec<String>,
     /// The environment, secrets included.
     pub environment: BTreeMap<String, String>,
+    /// Which variables of the environment are secret.
+    pub secrets: BTreeSet<String>,
     /// The network that it joins; `None` means the provider's own default.
     pub network: Option<String>,
     /// What only workers of this type of provider have.
@@ -46,6 +49,7 @@ impl fmt::Debug for WorkerSpec {
             .field("labels", &self.labels)
             .field("tags", &self.tags)
             .field("environment", &self.environment.keys().collect::<Vec<_>>())
+            .field("secrets", &self.secrets)
             .field("network", &self.network)
             .field("attributes", &self.attributes)
             .finish()
@@ -53,7 +57,7 @@ impl fmt::Debug for WorkerSpec {
 }
 
 /// How far the provider says a worker is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ObservedStatus {
     /// It exists and is not running yet.

@@ -13,9 +13,9 @@ use bollard::query_parameters::{
 };
 use futures_util::StreamExt as _;
 use pool_provider::{
-    Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard, Idempotency,
-    Listing, ObservedWorker, PageToken, ProbeOutcome, Progress, ProviderError, ResetRequest,
-    UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
+    About, Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard,
+    Idempotency, Listing, ObservedWorker, PageToken, ProbeOutcome, Progress, ProviderError,
+    ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -329,6 +329,8 @@ impl WorkerProvider for DockerProvider {
             tells_ends: true,
             resets: true,
             capacity: None,
+            // No reference can look like this.
+            about: About::refusing("-no-image-"),
         }
     }
 
@@ -445,6 +447,7 @@ impl WorkerProvider for DockerProvider {
             spec: request.spec.clone(),
             spec_hash: known.spec_hash,
             progress: Progress::default(),
+            timeout: request.timeout,
         };
         let doing = format!("resetting {}", again.name);
         let refused = |refusal: Refusal| refusal.of_change(&doing);

@@ -72,6 +72,7 @@ impl Engine {
             },
             spec_hash: "v1:0".into(),
             progress: Progress::default(),
+            timeout: PATIENCE,
         }
     }
 
@@ -164,7 +165,7 @@ async fn keeps_every_rule_of_the_contract(engine: Engine) {
         assert!(!matches!(finding.outcome, Outcome::Broken(_)), "{finding}");
         kept += usize::from(finding.outcome == Outcome::Kept);
     }
-    assert_eq!(kept, 14);
+    assert_eq!(kept, 15);
 }
 
 async fn a_container_is_what_the_spec_says(engine: Engine) {
@@ -331,7 +332,8 @@ async fn a_reset_leaves_nothing_of_the_job(engine: Engine) {
     let provider = engine.provider();
     let before = provider.create(&request).await.unwrap();
     engine.client(&["exec", &before.provider_id, "touch", "/left-by-a-job"]);
-    let reset = ResetRequest { worker: reference(&request), spec: request.spec.clone() };
+    let reset =
+        ResetRequest { worker: reference(&request), spec: request.spec.clone(), timeout: PATIENCE };
     let after = provider.reset(&reset).await.unwrap();
     assert_eq!(after.provider_id, before.provider_id);
     assert_ne!(after.attributes["container_id"], before.attributes["container_id"]);
@@ -460,7 +462,8 @@ async fn a_reset_that_is_abandoned_anywhere_loses_no_worker(engine: Engine) {
     let request = engine.request(114, "sleep 600");
     let provider = engine.provider();
     provider.create(&request).await.unwrap();
-    let reset = ResetRequest { worker: reference(&request), spec: request.spec.clone() };
+    let reset =
+        ResetRequest { worker: reference(&request), spec: request.spec.clone(), timeout: PATIENCE };
     for limit_ms in [20, 60, 120, 200, 300, 450, 700] {
         let _abandoned = timeout(Duration::from_millis(limit_ms), provider.reset(&reset)).await;
         // What the engine is still doing may hide it for a moment; it is there, and once.

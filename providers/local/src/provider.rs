@@ -7,9 +7,9 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use pool_provider::{
-    Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard, Idempotency,
-    InPlaceField, Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, Progress,
-    ProviderError, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
+    About, Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard,
+    Idempotency, InPlaceField, Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome,
+    Progress, ProviderError, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
@@ -244,6 +244,7 @@ impl WorkerProvider for LocalProvider {
             tells_ends: true,
             resets: true,
             capacity: None,
+            about: About::refusing("/no/such/program"),
         }
     }
 
@@ -335,6 +336,7 @@ impl WorkerProvider for LocalProvider {
             spec: request.spec.clone(),
             spec_hash: known.spec_hash,
             progress: Progress::default(),
+            timeout: request.timeout,
         };
         let grace_ms = u64::try_from(self.settings.stop_grace.as_millis()).unwrap_or(u64::MAX);
         let (pid, start_time, boot_id) = (known.pid, known.start_time, known.boot_id);

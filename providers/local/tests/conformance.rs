@@ -57,6 +57,8 @@ async fn keeps_every_rule_of_the_contract() {
     }
 }
 
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 fn request(local: &Local, owner: &DeploymentId, script: &str) -> CreateRequest {
     CreateRequest {
         owner: owner.clone(),
@@ -71,6 +73,7 @@ fn request(local: &Local, owner: &DeploymentId, script: &str) -> CreateRequest {
         },
         spec_hash: "v1:0".into(),
         progress: Progress::default(),
+        timeout: PATIENCE,
     }
 }
 
@@ -202,7 +205,8 @@ async fn a_reset_ends_what_a_job_left_and_starts_the_worker_anew() {
     let mut left = left.unwrap();
     until(4).await;
     let reference = WorkerRef { owner: owner.clone(), name: worker.name, provider_id: None };
-    let asked = ResetRequest { worker: reference.clone(), spec: create.spec.clone() };
+    let asked =
+        ResetRequest { worker: reference.clone(), spec: create.spec.clone(), timeout: PATIENCE };
     let reset = local.provider().reset(&asked).await.unwrap();
     left.wait().unwrap();
     assert_eq!(reset.provider_id, worker.provider_id);
@@ -222,7 +226,8 @@ async fn a_worker_that_is_being_reset_is_listed_and_a_delete_takes_it_along() {
     let create = request(&local, &owner, "trap '' TERM; while :; do sleep 0.05; done");
     let worker = local.provider().create(&create).await.unwrap();
     let reference = WorkerRef { owner: owner.clone(), name: worker.name, provider_id: None };
-    let asked = ResetRequest { worker: reference.clone(), spec: create.spec.clone() };
+    let asked =
+        ResetRequest { worker: reference.clone(), spec: create.spec.clone(), timeout: PATIENCE };
     let provider = local.provider();
     let resetting = tokio::spawn(async move { provider.reset(&asked).await });
     let file = local.root.path().join(owner.as_str()).join("t-0-1.1.reset");
@@ -248,7 +253,8 @@ async fn a_late_reset_leaves_a_worker_alone_that_somebody_reset_since() {
     let lock = std::fs::File::create(folder.join("t-0-1.1.reset")).unwrap();
     lock.lock().unwrap();
     let reference = WorkerRef { owner: owner.clone(), name: worker.name, provider_id: None };
-    let asked = ResetRequest { worker: reference.clone(), spec: create.spec.clone() };
+    let asked =
+        ResetRequest { worker: reference.clone(), spec: create.spec.clone(), timeout: PATIENCE };
     let provider = local.provider();
     let late = tokio::spawn(async move { provider.reset(&asked).await });
     // It waits for the lock; the claim changes hands meanwhile.

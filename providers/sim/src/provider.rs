@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pool_provider::{
-    CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency, InPlaceField, Listing,
-    ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, ProviderError, ResetRequest,
+    About, CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency, InPlaceField,
+    Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, ProviderError, ResetRequest,
     UpdateRequest, WorkerProvider, WorkerRef,
 };
 use tokio::time::sleep;
@@ -152,9 +152,20 @@ impl SimProvider {
 
     /// Finds what `worker` names among those that exist at `now`.
     fn find<'w>(world: &'w World, worker: &WorkerRef, now: i64) -> Option<&'w SimWorker> {
+        Self::find_up_to(u32::MAX, world, worker, now)
+    }
+
+    /// Does the same, and leaves out attempts later than `latest`.
+    fn find_up_to<'w>(
+        latest: u32,
+        world: &'w World,
+        worker: &WorkerRef,
+        now: i64,
+    ) -> Option<&'w SimWorker> {
         let is_meant = |found: &&SimWorker| {
             found.owner == worker.owner
                 && found.observed.name == worker.name
+                && found.observed.attempt <= latest
                 && found.exists_from <= now
         };
         match &worker.provider_id {
@@ -256,6 +267,7 @@ impl WorkerProvider for SimProvider {
             tells_ends: false,
             resets: true,
             capacity: self.settings.capacity,
+            about: About::default(),
         }
     }
 
@@ -328,7 +340,8 @@ impl WorkerProvider for SimProvider {
 
     async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
         self.change(Call::Delete, |world, at| {
-            let remove = Self::find(world, &request.worker, at).map(|found| Removal {
+            let found = Self::find_up_to(request.attempt, world, &request.worker, at);
+            let remove = found.map(|found| Removal {
                 provider_id: found.observed.provider_id.clone(),
                 listed_until: at.saturating_add_unsigned(self.settings.listing_delay_ms),
             });

@@ -99,6 +99,8 @@ async fn a_cloud_in_a_file_keeps_every_rule() {
     check(Cloud::open(folder.path()).unwrap(), Settings::default()).await;
 }
 
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 fn request(slot: u32) -> CreateRequest {
     CreateRequest {
         owner: DeploymentId::from_random([9; 16]),
@@ -109,6 +111,7 @@ fn request(slot: u32) -> CreateRequest {
         spec: WorkerSpec::default(),
         spec_hash: "v1:0".into(),
         progress: Progress::default(),
+        timeout: PATIENCE,
     }
 }
 

@@ -190,7 +190,8 @@ async fn differences(keeper: &Keeper, pools: &[LoadedPool]) -> Result<Vec<String
     let is_reached_so = |pool: &LoadedPool| {
         let recorded = recorded.get(&pool.config.pool_id).cloned();
         let implicit = || ProviderConfig::implicit(pool.config.provider_name());
-        recorded.or_else(implicit) == pool.provider
+        // Where an executable says it is was no part of the files.
+        recorded.or_else(implicit).map(|config| config.at(None)) == pool.provider
     };
     for pool in pools {
         match applied(&pool.config.pool_id) {

@@ -231,10 +231,12 @@ impl Keeper {
         let providers = self.providers.with(declared.collect());
         let mut names = self.store.provider_names().await?;
         names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
-        let (providers, failed) = providers.get_all(&names);
+        let (providers, failed) = providers.get_all(&names).await;
         // One that cannot be opened keeps nobody from healing what others have.
-        let failed = failed.into_iter().map(|(name, error)| (name, error.to_string()));
-        let unseen = self.unseen().into_iter().chain(failed).collect();
+        let absent = failed.into_iter().map(|(name, error)| match error {
+            PoolError::Provider { reason, .. } => (name, reason),
+            other => (name, other.to_string()),
+        });
         Ok(Reconciler {
             store: self.store.clone(),
             providers,
@@ -243,7 +245,8 @@ impl Keeper {
             parallelism,
             // What is leased is looked at again when the lease ends.
             leased: Leased::Leave,
-            unseen,
+            absent: absent.collect(),
+            unseen: self.unseen(),
             effort: Effort::BRIEF,
         })
     }
@@ -257,7 +260,7 @@ impl Keeper {
         id: &PoolId,
     ) -> Result<Option<StaticPoolManager<SharedProvider>>, PoolError> {
         let Some(config) = self.store.applied_config(id).await? else { return Ok(None) };
-        let provider = self.providers.get(config.provider_name())?;
+        let provider = self.providers.get(config.provider_name()).await?;
         let (store, secrets, clock) =
             (self.store.clone(), self.secrets.clone(), self.clock.clone());
         let manager = StaticPoolManager::new(config, provider, store, secrets, clock);

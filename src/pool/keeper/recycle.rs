@@ -120,7 +120,8 @@ async fn try_once(
 ) -> Result<Option<ObservedWorker>, Unclean> {
     let limit = recycle.timeout;
     let cleaning = async {
-        let reset = if recycle.reset { Some(reset(keeper, used).await?) } else { None };
+        let reset =
+            if recycle.reset { Some(reset(keeper, used, limit.get()).await?) } else { None };
         let worker = match &reset {
             Some(ObservedWorker { addresses, .. }) => {
                 Watched { addresses: addresses.clone(), ..used.worker.clone() }
@@ -137,10 +138,11 @@ async fn try_once(
     timeout(limit.get(), cleaning).await.unwrap_or_else(|_| out_of_time())
 }
 
-async fn reset(keeper: &Keeper, used: &Used) -> Result<ObservedWorker, Unclean> {
+async fn reset(keeper: &Keeper, used: &Used, limit: Duration) -> Result<ObservedWorker, Unclean> {
     let worker = &used.worker;
     let hopeless = |why: String| Unclean { why, hopeless: true, wait: None };
-    let provider = keeper.providers.get(&worker.provider).map_err(|error| error.to_string())?;
+    let provider = keeper.providers.get(&worker.provider).await;
+    let provider = provider.map_err(|error| error.to_string())?;
     if !provider.describe().resets {
         return Err(hopeless(format!("the provider `{}` resets no workers", worker.provider)));
     }
@@ -151,6 +153,7 @@ async fn reset(keeper: &Keeper, used: &Used) -> Result<ObservedWorker, Unclean> 
             provider_id: worker.provider_id.clone(),
         },
         spec: keeper.secrets.resolve(&used.spec)?.spec,
+        timeout: limit,
     };
     let _turn = provider.turn(Call::Change).await;
     match provider.reset(&request).await {

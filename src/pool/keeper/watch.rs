@@ -208,7 +208,7 @@ impl Watch {
 
     /// Has the provider tell when the worker ends, where it can.
     fn wait_for_end(&self, worker: &Arc<Watched>) -> Option<JoinHandle<()>> {
-        let provider = self.keeper.providers.get(&worker.provider).ok()?;
+        let provider = self.keeper.providers.get_now(&worker.provider)?;
         if !provider.describe().tells_ends {
             return None;
         }

@@ -1,11 +1,11 @@
 //! Rules about what is done to a worker that exists, and to one that does not.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{ABANDONED_AFTER_MS, Subject, Trial};
+use super::creating::stages;
+use super::{CALL_LIMIT, Subject, Trial};
 use crate::error::ProviderError;
 use crate::provider::{
     CreateRequest, DeleteRequest, InPlaceField, ResetRequest, UpdateRequest, WorkerProvider as _,
@@ -47,14 +47,19 @@ impl<S: Subject> Trial<'_, S> {
             return Ok(false);
         }
         let spec = self.subject.spec();
-        let absent = ResetRequest { worker: self.reference(0, None), spec: spec.clone() };
+        let worker = self.reference(0, None);
+        let absent = ResetRequest { worker, spec: spec.clone(), timeout: CALL_LIMIT };
         match self.subject.provider().reset(&absent).await {
             Err(ProviderError::NotFound(_)) => {}
             answer => return Err(format!("resetting nothing answered {answer:?}")),
         }
         let created = self.create(0).await?;
         let worker = self.reference(0, Some(created.provider_id.clone()));
-        let reset = self.subject.provider().reset(&ResetRequest { worker, spec }).await;
+        let reset = self
+            .subject
+            .provider()
+            .reset(&ResetRequest { worker, spec, timeout: CALL_LIMIT })
+            .await;
         let reset = reset.map_err(|error| format!("reset failed: {error}"))?;
         let listed = self.list_until(1).await?.remove(0);
         for (what, worker) in [("answered", reset), ("listed", listed)] {
@@ -77,16 +82,19 @@ impl<S: Subject> Trial<'_, S> {
         }
         let created = self.create(0).await?;
         let worker = self.reference(0, Some(created.provider_id.clone()));
-        let request = ResetRequest { worker, spec: self.subject.spec() };
-        for limit in ABANDONED_AFTER_MS {
+        let request = ResetRequest { worker, spec: self.subject.spec(), timeout: CALL_LIMIT };
+        let begun = Instant::now();
+        let first = self.subject.provider().reset(&request).await;
+        first.map_err(|error| format!("reset failed: {error}"))?;
+        for limit in stages(begun.elapsed()) {
             let provider = self.subject.provider();
-            let _abandoned = timeout(Duration::from_millis(limit), provider.reset(&request)).await;
+            let _abandoned = timeout(limit, provider.reset(&request)).await;
             let seen = self.list_until(1).await?.remove(0);
             if seen.provider_id != created.provider_id {
-                return Err(format!("abandoned after {limit} ms, it is {}", seen.provider_id));
+                return Err(format!("abandoned after {limit:?}, it is {}", seen.provider_id));
             }
             let again = self.subject.provider().reset(&request).await;
-            again.map_err(|error| format!("abandoned after {limit} ms: repeat: {error}"))?;
+            again.map_err(|error| format!("abandoned after {limit:?}: repeat: {error}"))?;
         }
         self.list_until(1).await?;
         self.clean().await.map(|()| true)
@@ -117,7 +125,17 @@ impl<S: Subject> Trial<'_, S> {
         if second.provider_id == first.provider_id {
             return Err("two attempts have one provider id".to_owned());
         }
-        self.list_until(1).await?;
+        // A late delete of the first attempt, by its name alone.
+        let worker = self.reference(0, None);
+        let late = self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await;
+        late.or_else(|error| match error {
+            ProviderError::NotFound(_) => Ok(()),
+            error => Err(format!("a late delete of the first attempt failed: {error}")),
+        })?;
+        let left = self.list_until(1).await?;
+        if left[0].provider_id != second.provider_id {
+            return Err(format!("after it, {} is listed", left[0].provider_id));
+        }
         self.clean().await.map(|()| true)
     }
 

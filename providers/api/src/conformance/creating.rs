@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{ABANDONED_AFTER_MS, Subject, Trial};
+use super::{ABANDONED_AFTER_MS, STILL, Subject, Trial};
 use crate::error::ProviderError;
 use crate::provider::{CreateRequest, Idempotency, WorkerProvider as _};
 use crate::spec::ObservedWorker;
@@ -101,21 +101,75 @@ impl<S: Subject> Trial<'_, S> {
         if self.subject.provider().describe().idempotency == Idempotency::None {
             return Ok(false);
         }
-        for (slot, limit) in (0..).zip(ABANDONED_AFTER_MS) {
-            let provider = self.subject.provider();
-            let request = self.request(slot);
-            // Dropping the call is what a killed caller looks like to the provider.
-            let _abandoned = timeout(Duration::from_millis(limit), provider.create(&request)).await;
+        let stages = stages(self.time_of_a_create().await?);
+        for (slot, limit) in (1..).zip(stages) {
+            let request = self.abandon_create(slot, limit).await;
             match self.subject.provider().create(&request).await {
                 Ok(_) | Err(ProviderError::AlreadyExists(_)) => {}
-                Err(error) => return Err(format!("abandoned after {limit} ms: repeat: {error}")),
+                Err(error) => return Err(format!("abandoned after {limit:?}: repeat: {error}")),
             }
         }
-        let listed = self.list_until(ABANDONED_AFTER_MS.len()).await?;
+        let listed = self.list_until(stages.len() + 1).await?;
         let names: BTreeSet<String> = listed.iter().map(|worker| worker.name.to_string()).collect();
         if names.len() != listed.len() {
             return Err(format!("an abandoned create made a second worker: {listed:?}"));
         }
         self.clean().await.map(|()| true)
     }
+
+    pub(super) async fn late_effects(&self) -> Result<bool, String> {
+        let whole = self.time_of_a_create().await?;
+        // The one that is cut off first comes last: what it brings has the least time to show.
+        for (slot, limit) in (1..).zip(stages(whole).into_iter().rev()) {
+            let _request = self.abandon_create(slot, limit).await;
+        }
+        let settle = self.subject.provider().describe().settle;
+        sleep(settle).await;
+        let ids = async || -> Result<BTreeSet<String>, String> {
+            Ok(self.list().await?.into_iter().map(|worker| worker.provider_id).collect())
+        };
+        let settled = ids().await?;
+        // A call that went on as if nobody had cut it off would have its effect by then.
+        let still = whole.max(STILL);
+        sleep(still).await;
+        let late = ids().await?;
+        if late != settled {
+            let (settled, late): (Vec<_>, Vec<_>) =
+                (settled.difference(&late).collect(), late.difference(&settled).collect());
+            return Err(format!(
+                "later than {settle:?} after the calls were cut off, {late:?} came and {settled:?} went"
+            ));
+        }
+        self.clean().await?;
+        sleep(still).await;
+        match self.list().await?.as_slice() {
+            [] => Ok(true),
+            back => Err(format!("after their deletion, {back:?} came back")),
+        }
+    }
+
+    /// Creates a worker, and returns how long that took.
+    async fn time_of_a_create(&self) -> Result<Duration, String> {
+        let begun = Instant::now();
+        self.create(0).await?;
+        Ok(begun.elapsed())
+    }
+
+    /// Begins a create and drops the call: what a killed caller looks like to the provider.
+    async fn abandon_create(&self, slot: u32, limit: Duration) -> CreateRequest {
+        let provider = self.subject.provider();
+        let request = self.request(slot);
+        let _abandoned = timeout(limit, provider.create(&request)).await;
+        request
+    }
+}
+
+/// Returns after how long calls are abandoned that take `whole`.
+pub(super) fn stages(whole: Duration) -> [Duration; ABANDONED_AFTER_MS.len()] {
+    let mut fifth = 0;
+    ABANDONED_AFTER_MS.map(|ms| {
+        let limit = Duration::from_millis(ms).max(whole * fifth / 5);
+        fifth += 1;
+        limit
+    })
 }

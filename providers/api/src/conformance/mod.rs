@@ -28,10 +28,14 @@ use crate::spec::{ObservedWorker, ProbeOutcome, WorkerSpec};
 
 /// How long a deletion may take to show, beyond the provider's own settle time.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a call may take.
+const CALL_LIMIT: Duration = Duration::from_secs(120);
 /// How often the suite looks again.
 const PAUSE: Duration = Duration::from_millis(20);
-/// After how many milliseconds calls are abandoned, to find one in every stage.
+/// After how many milliseconds calls are abandoned at least, to find one in every stage.
 const ABANDONED_AFTER_MS: [u64; 6] = [0, 1, 2, 4, 8, 16];
+/// How long nothing may change at least once everything has shown.
+const STILL: Duration = Duration::from_secs(1);
 
 /// A provider under test.
 pub trait Subject: Sync {
@@ -44,9 +48,11 @@ pub trait Subject: Sync {
     /// Returns the spec of a worker that starts quickly and stays.
     fn spec(&self) -> WorkerSpec;
 
-    /// Returns a spec that can never succeed, if there is one.
+    /// Returns a spec that can never succeed, if there is one: by default with the image of which the provider says
+    /// so.
     fn invalid_spec(&self) -> Option<WorkerSpec> {
-        None
+        let image = self.provider().describe().about.invalid_image?;
+        Some(WorkerSpec { image, ..self.spec() })
     }
 
     /// Makes the next create lose its answer after its effect; false when that cannot be done here.
@@ -95,6 +101,7 @@ impl fmt::Display for Finding {
 /// Tells each finding as soon as it is there.
 struct Findings<'t> {
     found: Vec<Finding>,
+    is_wanted: &'t (dyn Fn(&str) -> bool + Sync),
     tell: &'t mut (dyn FnMut(&Finding) + Send),
 }
 
@@ -105,6 +112,9 @@ impl Findings<'_> {
         trial: &Trial<'_, S>,
         trying: impl Future<Output = Result<bool, String>>,
     ) {
+        if !(self.is_wanted)(rule) {
+            return;
+        }
         let outcome = match Box::pin(trying).await {
             Ok(true) => Outcome::Kept,
             Ok(false) => Outcome::NotTried,
@@ -127,6 +137,16 @@ pub async fn run(
     seed: [u8; 15],
     tell: &mut (dyn FnMut(&Finding) + Send),
 ) -> Vec<Finding> {
+    run_some(subject, seed, &|_| true, tell).await
+}
+
+/// Runs the rules whose sentence is wanted.
+pub async fn run_some(
+    subject: &impl Subject,
+    seed: [u8; 15],
+    is_wanted: &(dyn Fn(&str) -> bool + Sync),
+    tell: &mut (dyn FnMut(&Finding) + Send),
+) -> Vec<Finding> {
     let trial = |number: u8| {
         let mut id = [number; 16];
         // Names of objects end in the first three bytes.
@@ -134,7 +154,7 @@ pub async fn run(
         id[2..].copy_from_slice(&seed[1..]);
         Trial { subject, owner: DeploymentId::from_random(id) }
     };
-    let mut findings = Findings { found: Vec::new(), tell };
+    let mut findings = Findings { found: Vec::new(), is_wanted, tell };
     let own = trial(1);
     findings.add(rules::REPEATED_CREATE, &own, own.repeated_create()).await;
     let own = trial(2);
@@ -169,6 +189,8 @@ pub async fn run(
     findings.add(rules::ABANDONED, &own, own.abandoned()).await;
     let own = trial(18);
     findings.add(rules::HEALTH, &own, own.health()).await;
+    let own = trial(19);
+    findings.add(rules::LATE, &own, own.late_effects()).await;
     findings.found
 }
 
@@ -194,6 +216,7 @@ impl<S: Subject> Trial<'_, S> {
             spec: self.subject.spec(),
             spec_hash: "v1:0123456789abcdef".to_owned(),
             progress: Progress::default(),
+            timeout: CALL_LIMIT,
         }
     }
 
@@ -255,7 +278,8 @@ impl<S: Subject> Trial<'_, S> {
                 name: worker.name,
                 provider_id: Some(worker.provider_id),
             };
-            let deleted = provider.delete(&DeleteRequest { worker: reference, attempt: 1 }).await;
+            let attempt = worker.attempt;
+            let deleted = provider.delete(&DeleteRequest { worker: reference, attempt }).await;
             deleted.map_err(|error| format!("delete failed: {error}"))?;
         }
         self.list_until(0).await.map(drop)

@@ -84,3 +84,8 @@ pub(super) const HEALTH: Rule = (
     "`healthy` lets a new worker begin; `gone` has it replaced at once. What cannot be told is an error, never \
      `gone`.",
 );
+pub(super) const LATE: Rule = (
+    "what a cut off create brings shows in time, and goes when it is deleted",
+    "`settle` says how long a call that nobody heard of may still bring something. Whoever lists after that believes \
+     that nothing more comes, and creates again. Start nothing that outlives the call but the worker itself.",
+);

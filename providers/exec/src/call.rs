@@ -1,0 +1,221 @@
+//! One call: what is sent, what is heard, and what that comes to.
+//!
+//! Without an answer, a call that may have changed something has an unknown outcome, and one that only looked has
+//! failed for now. A line that is not of the protocol is no answer, and neither is a second one: whoever prints such
+//! things may mean anything.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pool_provider::{Progress, ProviderError};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{ChildStdout, Command};
+
+use crate::config::Config;
+use crate::logs::Logs;
+use crate::protocol::{Line, Method, Request, SecretValues, VERSION};
+use crate::provider::Settings;
+use crate::warden::{Cut, Ended, Envelope, How, written};
+
+/// How much an executable may print in one call.
+const LONGEST_OUTPUT: u64 = 64 * 1024 * 1024;
+/// How much of a wrong line is told.
+const SHOWN: usize = 120;
+
+/// Whoever calls an executable.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) config: Config,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) logs: Logs,
+}
+
+/// What was heard during a call.
+#[derive(Default)]
+struct Heard {
+    answer: Option<Line>,
+    /// Something that is not of the protocol, and why.
+    stray: Option<String>,
+    ended: Option<Ended>,
+}
+
+impl Caller {
+    /// Runs the executable once. `secrets` are the worker's.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        secrets: BTreeMap<String, String>,
+        deadline: Duration,
+        progress: &Progress,
+    ) -> Result<Value, ProviderError> {
+        let envelope = self.envelope(&method, secrets, deadline)?;
+        let nothing = |what: &str, error: &dyn std::fmt::Display| {
+            ProviderError::Transient(format!("{what}: {error}"))
+        };
+        let (path, log) = match self.logs.open(&method) {
+            Ok((path, log)) => (Some(path), Stdio::from(log)),
+            Err(_) => (None, Stdio::null()),
+        };
+        let (program, arguments) = &self.settings.warden;
+        let mut warden = Command::new(program)
+            .args(arguments)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            // An interrupt from the terminal is for us: the warden has to live to end the call.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| nothing("starting a call", &error))?;
+        // Held until the end: that it closes is how the warden hears that nobody waits.
+        let mut lifeline = warden.stdin.take();
+        let heard = match (&mut lifeline, warden.stdout.take()) {
+            (Some(input), Some(output)) => {
+                // One that did not read it all says so in how it ended.
+                let _sent = input.write_all(&written(&envelope)).await.is_ok();
+                hear(output, progress).await
+            }
+            _ => Heard::default(),
+        };
+        drop(lifeline);
+        self.judge(&method, heard, deadline, path.as_deref())
+    }
+
+    fn envelope(
+        &self,
+        method: &Method,
+        worker: BTreeMap<String, String>,
+        deadline: Duration,
+    ) -> Result<Envelope, ProviderError> {
+        let mut provider = BTreeMap::new();
+        for (name, source) in &self.config.secrets {
+            let value = (self.settings.read_secret)(source).map_err(|why| {
+                ProviderError::Unauthenticated(format!("the secret {name} ({source}): {why}"))
+            })?;
+            provider.insert(name.clone(), value);
+        }
+        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let request = Request {
+            protocol: VERSION,
+            provider: self.settings.name.clone(),
+            config: self.config.config.clone(),
+            deadline_ms,
+            method: method.clone(),
+        };
+        let own = self.settings.environment.iter();
+        let own = own.filter(|(name, _)| self.config.passes(name));
+        let own = own.map(|(name, value)| (name.clone(), value.clone()));
+        let request = serde_json::to_string(&request)
+            .map_err(|error| ProviderError::InvalidSpec(error.to_string()))?;
+        Ok(Envelope {
+            command: self.config.command.clone(),
+            environment: own.chain(self.config.environment.clone()).collect(),
+            method: method.name().to_owned(),
+            request,
+            secrets: SecretValues { provider, worker },
+            deadline_ms,
+            grace_ms: u64::try_from(self.config.grace.get().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Says what a call came to.
+    fn judge(
+        &self,
+        method: &Method,
+        heard: Heard,
+        deadline: Duration,
+        log: Option<&Path>,
+    ) -> Result<Value, ProviderError> {
+        let Heard { answer, stray, ended } = heard;
+        if let Some(Ended { how: How::NotStarted(why), .. }) = ended {
+            return Err(ProviderError::Transient(format!("it cannot be started: {why}")));
+        }
+        let why = match (answer, stray) {
+            (_, Some(stray)) => stray,
+            (Some(Line::Result { result }), None) => return Ok(result),
+            (Some(Line::Error { code, message, retry_after_ms }), None) => {
+                return Err(code.with(message, retry_after_ms));
+            }
+            (Some(Line::Progress { .. }) | None, None) => silence(ended.as_ref(), deadline),
+        };
+        let name = self.config.shown();
+        let mut message = format!("`{name}` gave no answer to {}: {why}", method.name());
+        if let Some(words) = ended.map(|ended| ended.last_words).filter(|words| !words.is_empty()) {
+            let last = words.lines().next_back().unwrap_or_default();
+            message.push_str(&format!("; the last that it said: {last}"));
+        }
+        if let Some(log) = log {
+            message.push_str(&format!("; its log: {}", log.display()));
+        }
+        Err(if method.changes() {
+            ProviderError::UnknownOutcome(message)
+        } else {
+            ProviderError::Transient(message)
+        })
+    }
+}
+
+/// Says why there is no answer.
+fn silence(ended: Option<&Ended>, deadline: Duration) -> String {
+    match ended {
+        None => "it was lost sight of".to_owned(),
+        Some(Ended { cut: Some(Cut::Deadline), .. }) => {
+            format!("it was ended at its deadline, after {deadline:?}")
+        }
+        Some(Ended { cut: Some(Cut::Caller), .. }) => "it was ended".to_owned(),
+        Some(Ended { how: How::Exited(code), .. }) => format!("it exited with {code}"),
+        Some(Ended { how: How::Killed(signal), .. }) => format!("signal {signal} ended it"),
+        Some(Ended { how: How::NotStarted(why), .. }) => why.clone(),
+    }
+}
+
+/// Listens until the warden has nothing more to say.
+async fn hear(output: ChildStdout, progress: &Progress) -> Heard {
+    let mut heard = Heard::default();
+    let mut reader = BufReader::new(output.take(LONGEST_OUTPUT));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match reader.read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+        let Some((kind, text)) = line.split_first() else { continue };
+        let text = text.trim_ascii_end();
+        match kind {
+            b'e' => heard.ended = serde_json::from_slice(text).ok(),
+            _ if text.is_empty() => {}
+            _ => heard.take(text, progress),
+        }
+    }
+    if reader.get_ref().limit() == 0 {
+        heard.stray = Some("it printed more than 64 MiB".to_owned());
+    }
+    heard
+}
+
+impl Heard {
+    fn take(&mut self, text: &[u8], progress: &Progress) {
+        match serde_json::from_slice::<Line>(text) {
+            Ok(Line::Progress { message }) => progress.tell(&message),
+            Ok(_) if self.answer.is_some() => {
+                self.stray.get_or_insert_with(|| "it answered twice".to_owned());
+            }
+            Ok(answer) => self.answer = Some(answer),
+            Err(error) => {
+                let text = String::from_utf8_lossy(text);
+                let begin: String = text.chars().take(SHOWN).collect();
+                self.stray.get_or_insert_with(|| {
+                    format!(
+                        "it printed {begin:?}, which is no line of the protocol ({error}); what is for people \
+                         belongs on standard error"
+                    )
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! [`ExecProvider`]: the contract's methods as calls of an executable.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pool_provider::{
+    CreateRequest, DeleteRequest, DeploymentId, Description, Listing, ObservedStatus,
+    ObservedWorker, PageToken, ProbeOutcome, Progress, ProviderError, ResetRequest, SecretSource,
+    UpdateRequest, WorkerName, WorkerProvider, WorkerRef, WorkerSpec,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::call::Caller;
+use crate::config::Config;
+use crate::logs::Logs;
+use crate::protocol::{
+    Delete, Described, Extra, Health, List, Listed, Method, Probed, Reset, Update, VERSION, Worker,
+};
+
+/// How much sooner than its caller gives up a call is ended, beside the grace: its last words are worth hearing.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// Reads a secret where it is, or says why it cannot.
+pub type ReadSecret = Arc<dyn Fn(&SecretSource) -> Result<String, String> + Send + Sync>;
+
+/// What the provider needs of whoever embeds it.
+#[derive(Clone)]
+pub struct Settings {
+    /// What the provider is called in pool files.
+    pub name: String,
+    /// The program and arguments of the warden step.
+    pub warden: (PathBuf, Vec<String>),
+    /// Where logs are kept.
+    pub logs: PathBuf,
+    /// The environment of `pool`; executables get little of it.
+    pub environment: Arc<BTreeMap<String, String>>,
+    /// Reads the provider's secrets.
+    pub read_secret: ReadSecret,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Has an executable create workers.
+#[derive(Debug, Clone)]
+pub struct ExecProvider {
+    caller: Caller,
+    description: Description,
+    methods: BTreeSet<Extra>,
+}
+
+impl ExecProvider {
+    /// Asks the executable what it can do.
+    ///
+    /// # Errors
+    /// When it cannot be asked, does not answer, or speaks other versions of the protocol only.
+    pub async fn open(config: Config, settings: Settings) -> Result<Self, ProviderError> {
+        let logs = Logs::at(settings.logs.clone());
+        logs.forget();
+        let caller = Caller { config, settings: Arc::new(settings), logs };
+        let limit = caller.config.timeout.get();
+        let quiet = Progress::default();
+        let answer = caller.call(Method::Describe {}, BTreeMap::new(), limit, &quiet).await?;
+        let described: Described = read(answer, "describe")?;
+        if !described.protocol_versions.contains(&VERSION) {
+            return Err(ProviderError::InvalidSpec(format!(
+                "it speaks versions {:?} of the provider protocol, and this is version {VERSION}",
+                described.protocol_versions
+            )));
+        }
+        let methods = described.methods.clone();
+        let description = described.into_description(caller.config.grace.get() + MARGIN);
+        Ok(Self { caller, description, methods })
+    }
+
+    async fn ask(&self, method: Method) -> Result<Value, ProviderError> {
+        let limit = self.caller.config.timeout.get();
+        self.caller.call(method, BTreeMap::new(), limit, &Progress::default()).await
+    }
+
+    /// Returns how long a call may take whose caller waits for `limit`: the grace comes after it.
+    fn within(&self, limit: Duration) -> Duration {
+        let reserved = self.caller.config.grace.get() + MARGIN;
+        limit.saturating_sub(reserved).max(limit / 2)
+    }
+
+    /// Reads a worker that has to be this one. What was done and cannot be understood may be anything.
+    fn worker(
+        answer: Value,
+        (method, owner, name): (&str, &DeploymentId, &WorkerName),
+    ) -> Result<ObservedWorker, ProviderError> {
+        let read = |answer| {
+            let worker: Worker =
+                serde_json::from_value(answer).map_err(|error| error.to_string())?;
+            let observed = worker.observed(owner)?;
+            if observed.name != *name {
+                return Err(format!("it is about {}, not {name}", observed.name));
+            }
+            Ok(observed)
+        };
+        read(answer).map_err(|why| ProviderError::UnknownOutcome(wrong(method, &why)))
+    }
+
+    /// Looks for a worker in a whole listing.
+    async fn find(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
+        let mut page = None;
+        let mut complete = true;
+        loop {
+            let listing = self.list(&worker.owner, page.as_ref()).await?;
+            complete &= listing.complete;
+            let is_it = |seen: &ObservedWorker| {
+                let id = worker.provider_id.as_ref();
+                seen.name == worker.name && id.is_none_or(|id| *id == seen.provider_id)
+            };
+            if let Some(found) = listing.workers.into_iter().find(is_it) {
+                return Ok(found);
+            }
+            match listing.next {
+                Some(next) => page = Some(next),
+                None if complete => return Err(ProviderError::NotFound(worker.name.to_string())),
+                None => {
+                    let why = format!("{}: the listing is not complete", worker.name);
+                    return Err(ProviderError::Transient(why));
+                }
+            }
+        }
+    }
+}
+
+/// Reads what a method answers that only looks.
+fn read<T: DeserializeOwned>(answer: Value, method: &str) -> Result<T, ProviderError> {
+    serde_json::from_value(answer).map_err(|error| ProviderError::Transient(wrong(method, &error)))
+}
+
+fn wrong(method: &str, why: &dyn fmt::Display) -> String {
+    format!("the answer to {method} is not what the protocol says: {why}")
+}
+
+/// Returns the values of a worker's secrets.
+fn secrets(spec: &WorkerSpec) -> BTreeMap<String, String> {
+    let secret = spec.environment.iter().filter(|(name, _)| spec.secrets.contains(*name));
+    secret.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+impl WorkerProvider for ExecProvider {
+    fn describe(&self) -> Description {
+        self.description.clone()
+    }
+
+    async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
+        let (method, limit) = (Method::create(request), self.within(request.timeout));
+        let secrets = secrets(&request.spec);
+        let answer = self.caller.call(method, secrets, limit, &request.progress).await?;
+        let created = Self::worker(answer, ("create", &request.owner, &request.name))?;
+        let asked = (request.attempt, request.operation, request.spec_hash.as_str());
+        let answered = (created.attempt, created.operation, created.spec_hash.as_str());
+        if asked != answered {
+            return Err(ProviderError::UnknownOutcome(format!(
+                "the answer to create is wrong: attempt, operation and spec_hash are {answered:?}, not {asked:?}"
+            )));
+        }
+        Ok(created)
+    }
+
+    async fn list(
+        &self,
+        owner: &DeploymentId,
+        page: Option<&PageToken>,
+    ) -> Result<Listing, ProviderError> {
+        let page = page.map(|page| page.0.clone());
+        let asked = List { owner: owner.clone(), page: page.clone() };
+        let listed: Listed = read(self.ask(Method::List(asked)).await?, "list")?;
+        let lie = |why: String| ProviderError::Transient(format!("its listing is wrong: {why}"));
+        if page.is_some() && listed.next == page {
+            return Err(lie("`next` is the page itself".to_owned()));
+        }
+        let workers = listed.workers.into_iter().map(|worker| worker.observed(owner));
+        Ok(Listing {
+            workers: workers.collect::<Result<_, _>>().map_err(lie)?,
+            next: listed.next.map(PageToken),
+            complete: listed.complete,
+        })
+    }
+
+    async fn get(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
+        if !self.methods.contains(&Extra::Get) {
+            return self.find(worker).await;
+        }
+        let answer = self.ask(Method::Get(worker.into())).await?;
+        let seen = Self::worker(answer, ("get", &worker.owner, &worker.name));
+        seen.map_err(|error| ProviderError::Transient(error.to_string()))
+    }
+
+    async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
+        let worker = &request.worker;
+        let (labels, tags) = (request.labels.clone(), request.tags.clone());
+        let update = Update { worker: worker.into(), labels, tags };
+        let answer = self.ask(Method::Update(update)).await?;
+        Self::worker(answer, ("update", &worker.owner, &worker.name))
+    }
+
+    async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
+        let delete = Delete { worker: (&request.worker).into(), attempt: request.attempt };
+        let limit = self.description.slowest_delete;
+        let limit = self.within(limit);
+        let quiet = Progress::default();
+        self.caller.call(Method::Delete(delete), BTreeMap::new(), limit, &quiet).await.map(drop)
+    }
+
+    async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
+        if !self.methods.contains(&Extra::Probe) {
+            return match self.get(worker).await {
+                Ok(seen) => Ok(match seen.status {
+                    ObservedStatus::Running => ProbeOutcome::Healthy,
+                    ObservedStatus::Starting => ProbeOutcome::Unhealthy("it starts".to_owned()),
+                    ObservedStatus::Stopping => ProbeOutcome::Gone("it stops".to_owned()),
+                }),
+                Err(ProviderError::NotFound(why)) => Ok(ProbeOutcome::Gone(why)),
+                Err(error) => Err(error),
+            };
+        }
+        let probed: Probed = read(self.ask(Method::Probe(worker.into())).await?, "probe")?;
+        Ok(match probed.health {
+            Health::Healthy => ProbeOutcome::Healthy,
+            Health::Unhealthy => ProbeOutcome::Unhealthy(probed.reason),
+            Health::Gone => ProbeOutcome::Gone(probed.reason),
+        })
+    }
+
+    async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
+        let worker = &request.worker;
+        let reset = Reset { worker: worker.into(), spec: (&request.spec).into() };
+        let limit = self.within(request.timeout);
+        let quiet = Progress::default();
+        let method = Method::Reset(Box::new(reset));
+        let answer = self.caller.call(method, secrets(&request.spec), limit, &quiet).await?;
+        Self::worker(answer, ("reset", &worker.owner, &worker.name))
+    }
+}

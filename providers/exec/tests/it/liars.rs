@@ -1,0 +1,129 @@
+//! The conformance suite finds executables that break the contract: the Python example, each time with one thing wrong.
+
+use std::process::Command;
+
+use pool_provider::HumanDuration;
+use pool_provider::conformance::{self, Outcome};
+use serde_json::json;
+
+use super::examples::Example;
+use super::ground::{Ground, repository};
+
+/// Ends what a liar left behind.
+struct Cleaner(String);
+
+impl Drop for Cleaner {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            if String::from_utf8_lossy(&environ).contains(&self.0) {
+                let pid = entry.file_name();
+                let _gone = Command::new("kill").arg("-9").arg(pid).status();
+            }
+        }
+    }
+}
+
+/// Runs one rule on the Python example with `right` replaced by `wrong`, and says how it is broken.
+async fn broken(rule: &str, right: &str, wrong: &str) -> String {
+    let ground = Ground::new();
+    let text =
+        std::fs::read_to_string(repository().join("examples/providers/processes.py")).unwrap();
+    assert!(text.contains(right), "the example has no {right:?}");
+    let path = ground.write("liar.py", &text.replacen(right, wrong, 1));
+    let mark = format!("LIAR={}", ground.folder.path().display());
+    let _cleaner = Cleaner(mark.clone());
+    let mut config = Ground::config(&["python3", path.to_str().unwrap()]);
+    config.grace = HumanDuration::from_secs(0);
+    config.config.insert("folder".to_owned(), json!(ground.path("workers")));
+    config.config.insert("page_size".to_owned(), json!(2));
+    let (name, value) = mark.split_once('=').unwrap();
+    config.environment.insert(name.to_owned(), value.to_owned());
+    let subject =
+        Example(ground.open(config).await.unwrap(), vec![(name.to_owned(), value.to_owned())]);
+    let is_it = |sentence: &str| sentence.contains(rule);
+    let findings = conformance::run_some(&subject, [3; 15], &is_it, &mut |_| {}).await;
+    let [finding] = findings.as_slice() else { panic!("{rule}: {findings:?}") };
+    let Outcome::Broken(how) = &finding.outcome else { panic!("not found out: {finding}") };
+    assert!(!finding.advice.is_empty());
+    how.clone()
+}
+
+#[tokio::test]
+async fn a_second_worker_of_one_attempt_is_found_out() {
+    let right = "{params['attempt']}\"\n    found";
+    let how =
+        broken("a repeated create", right, "{params['attempt']}.{os.getpid()}\"\n    found").await;
+    assert!(how.contains("the second create of one attempt answered"), "{how}");
+}
+
+#[tokio::test]
+async fn workers_of_others_are_found_out() {
+    // Others in this very folder, that is: no other test's.
+    let right = "tags.get(\"WORKER_OWNER\") == self.owner";
+    let how =
+        broken("scoped to its owner", right, "f\"LIAR={os.environ['LIAR']}\" in environ").await;
+    assert!(how.contains("another deployment sees"), "{how}");
+}
+
+#[tokio::test]
+async fn late_effects_are_found_out() {
+    let right = "def create(config, params, secrets):\n";
+    let wrong = "def create(config, params, secrets):\n    if os.fork():\n        os.wait()\n    else:\n        \
+                 os.setsid()\n        sys.stdout = open(os.devnull, 'w')\n        time.sleep(2)\n        create_at_last(config, params, secrets)\n        \
+                 os._exit(0)\n    return get(config, params, secrets)\n\n\ndef create_at_last(config, params, \
+                 secrets):\n";
+    let how = broken("what a cut off create brings", right, wrong).await;
+    assert!(how.contains("came and"), "{how}");
+}
+
+#[tokio::test]
+async fn a_delete_that_takes_later_attempts_is_found_out() {
+    let how =
+        broken("tried again under its name", "int(attempt) <= params[\"attempt\"]", "True").await;
+    assert!(how.contains("expected 1 workers in the listing, found []"), "{how}");
+}
+
+#[tokio::test]
+async fn a_delete_that_does_not_look_at_the_id_is_found_out() {
+    let right = "is_named and params.get(\"provider_id\") in (None, worker_id)";
+    let how = broken("names another id", right, "is_named").await;
+    assert!(how.contains("found []"), "{how}");
+}
+
+#[tokio::test]
+async fn errors_with_the_wrong_name_are_found_out() {
+    let how = broken("what does not exist", "Refused(\"not_found\"", "Refused(\"transient\"").await;
+    assert!(how.contains("get answered Err(Transient"), "{how}");
+    let right = "Refused(\"invalid_spec\", f\"there is";
+    let how = broken("cannot succeed", right, "Refused(\"transient\", f\"there is").await;
+    assert!(how.contains("create answered Err(Transient"), "{how}");
+}
+
+#[tokio::test]
+async fn a_page_that_is_forgotten_is_found_out() {
+    let right = "page[-1][\"provider_id\"] if len(rest) > len(page) else None";
+    let how = broken("whole over all its pages", right, "None").await;
+    assert!(how.contains("expected 5 workers"), "{how}");
+}
+
+#[tokio::test]
+async fn tags_that_do_not_change_are_found_out() {
+    let right = "\"tags\": params[\"tags\"]}";
+    let how = broken("change in place", right, "\"tags\": []}").await;
+    assert!(how.contains("listed with labels"), "{how}");
+}
+
+#[tokio::test]
+async fn a_deleted_worker_that_is_never_gone_is_found_out() {
+    let how = broken("becomes healthy", "\"health\": \"gone\"", "\"health\": \"unhealthy\"").await;
+    assert!(how.contains("was never gone"), "{how}");
+}
+
+#[tokio::test]
+async fn a_reset_that_loses_its_worker_is_found_out() {
+    let right = "home.write(worker_id, note | {\"resetting\": note.get(\"resetting\", worker)})";
+    let wrong = "time.sleep(0.3)\n    home.stop(lambda tags: tags[\"WORKER_ID\"] == worker_id)\n    time.sleep(0.3)";
+    let how = broken("repeated when its caller is gone", right, wrong).await;
+    assert!(how.contains("abandoned after") || how.contains("expected 1 workers"), "{how}");
+}

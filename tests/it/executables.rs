@@ -1,0 +1,199 @@
+//! `exec` providers with the real binary: what becomes of an executable when `pool` is killed, how much is asked of it,
+//! where it says its workers are, and what a server does without it.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::{Value, json};
+
+use crate::sandbox::{Sandbox, wait_until};
+use crate::serve::Server;
+
+/// A provider that answers as it should to everything but `create`, which is the test's.
+fn script(sandbox: &Sandbox, described: &Value, create: &str) {
+    let mut whole = json!({
+        "protocol_versions": [1], "worker_types": ["vm"], "idempotency": "token", "consistency": "strong",
+    });
+    whole.as_object_mut().unwrap().extend(described.as_object().unwrap().clone());
+    let answer = json!({ "type": "result", "result": whole });
+    let text = format!(
+        "#!/bin/sh\ncase $POOL_METHOD in\ndescribe) echo '{answer}' ;;\nlist) echo '{}' ;;\ndelete) echo '{{\"type\":\"result\"}}' ;;\ncreate) {create} ;;\nesac\n",
+        r#"{"type":"result","result":{"workers":[],"complete":true}}"#
+    );
+    let path = sandbox.write("cloud.sh", &text);
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn yaml(size: u32, more: &str) -> String {
+    format!(
+        "version: 1\nproviders: {{cloud: {{type: exec, command: [./cloud.sh], grace: 200ms}}}}\npools:\n- pool_id: ci\n  \
+         worker_type: vm\n  provider: cloud\n  fixed_size: {size}\n  worker_config: {{image: x, cpu_cores: 1, memory_mb: \
+         16}}\n  provisioning: {{{more}}}\n"
+    )
+}
+
+/// A pool of the Python example, and one of `local` beside it.
+fn python(folder: &str, size: u32) -> String {
+    format!(
+        "version: 1\nproviders: {{racks: {{type: exec, command: ['{}/examples/providers/processes.py'], config: {{folder: \
+         {folder}}}}}}}\npools:\n- pool_id: ci\n  worker_type: process\n  provider: racks\n  fixed_size: {size}\n  \
+         worker_config: {{image: /bin/sleep, command: ['600'], cpu_cores: 1, memory_mb: 16}}\n  remediation: {{backoff: \
+         1s}}\n  leases: {{recycle: {{reset: true}}}}\n",
+        env!("CARGO_MANIFEST_DIR")
+    )
+}
+
+/// The processes whose environment has `entry` in it.
+fn processes_with(entry: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let read = |file: &str| std::fs::read(process.path().join(file)).unwrap_or_default();
+        let environ = String::from_utf8_lossy(&read("environ")).into_owned();
+        let is_dead = String::from_utf8_lossy(&read("stat")).contains(") Z ");
+        if environ.split('\0').any(|one| one == entry) && !is_dead {
+            found.push(process.file_name().into_string().unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn an_executable_does_not_outlive_a_run_that_was_killed() {
+    let sandbox = Sandbox::new();
+    let mark = format!("MARK={}", sandbox.path().display());
+    let endless = "trap '' TERM; touch begun; while :; do sleep 0.05; done";
+    script(&sandbox, &json!({}), endless);
+    let marked = yaml(1, "")
+        .replace("grace:", &format!("environment: {{{}}}, grace:", mark.replace('=', ": ")));
+    sandbox.write("pool.yaml", &marked);
+    let mut run = sandbox.spawn(&["apply", "pool.yaml", "--auto-approve"]);
+    wait_until("a create is under way", || sandbox.path().join("begun").exists());
+    assert!(!processes_with(&mark).is_empty());
+    run.kill().unwrap();
+    run.wait().unwrap();
+    wait_until("nothing of it runs", || processes_with(&mark).is_empty());
+}
+
+#[test]
+fn no_more_is_asked_of_an_executable_than_it_says() {
+    let sandbox = Sandbox::new();
+    let counts = "echo in >>calls; sleep 0.1; echo out >>calls; echo '{\"type\":\"error\",\"code\":\"quota\",\"message\":\"m\"}'";
+    script(&sandbox, &json!({ "limits": { "max_concurrency": 2 } }), counts);
+    sandbox.write("pool.yaml", &yaml(6, "max_concurrency: 6"));
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(5);
+    let (mut now, mut most) = (0, 0);
+    for line in sandbox.read("calls").lines() {
+        now += if line == "in" { 1 } else { -1 };
+        most = most.max(now);
+    }
+    assert_eq!((now, most), (0, 2));
+    // Its users know better.
+    std::fs::remove_file(sandbox.path().join("calls")).unwrap();
+    let wider = yaml(6, "max_concurrency: 6").replace("grace:", "max_concurrency: 1, grace:");
+    sandbox.write("pool.yaml", &wider);
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(5);
+    let calls = sandbox.read("calls");
+    assert!(calls.lines().eq(["in", "out"].into_iter().cycle().take(12)), "{calls}");
+}
+
+#[test]
+fn where_an_executable_says_its_workers_are_is_where_they_stay() {
+    let sandbox = Sandbox::new();
+    let folder = |name: &str| sandbox.path().join(name).display().to_string();
+    sandbox.write("pool.yaml", &python(&folder("one"), 2));
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+    sandbox.pool(&["plan", "pool.yaml", "--detailed-exitcode"]).exits(0);
+    sandbox.write("pool.yaml", &python(&folder("two"), 2));
+    let moved = sandbox.pool(&["plan", "pool.yaml"]).exits(1);
+    let told = format!("of type exec at {}", folder("one"));
+    assert!(moved.stderr.contains(&told), "{}", moved.stderr);
+    assert!(moved.stderr.contains(&folder("two")), "{}", moved.stderr);
+    // What is recorded reaches them from anywhere, without files.
+    let state = sandbox.path().join(".pool/state.db").display().to_string();
+    sandbox.pool(&["-C", "/", "--state", &state, "destroy", "--auto-approve"]).exits(0);
+    assert_eq!(std::fs::read_dir(folder("one")).unwrap().count(), 1, "the owner's folder");
+    // Without workers it may be anywhere.
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
+#[test]
+fn an_executable_that_is_gone_is_missed_by_those_only_who_need_it() {
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path().join("workers").display().to_string();
+    let copy = sandbox.path().join("racks.py");
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/providers/processes.py");
+    std::fs::copy(example, &copy).unwrap();
+    let yaml = python(&folder, 1).replace(example, copy.to_str().unwrap());
+    let other = "pool_id: other\nworker_type: process\nfixed_size: 1\nworker_config: {image: /bin/sleep, command: ['600'], \
+                 cpu_cores: 1, memory_mb: 16}\n";
+    sandbox.write("pool.yaml", &yaml);
+    sandbox.write("other.yaml", other);
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+    std::fs::rename(&copy, sandbox.path().join("away.py")).unwrap();
+    let missed = sandbox.pool(&["plan", "pool.yaml", "other.yaml"]).exits(1);
+    assert!(
+        missed.stderr.contains("the provider racks: asking what it can do"),
+        "{}",
+        missed.stderr
+    );
+    std::fs::rename(sandbox.path().join("away.py"), &copy).unwrap();
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+    std::fs::remove_file(&copy).unwrap();
+    // Nothing of it is left: a run says so and goes on.
+    let gone = sandbox.pool(&["plan", "other.yaml"]).exits(0);
+    assert!(gone.stderr.contains("racks"), "{}", gone.stderr);
+    sandbox.pool(&["apply", "other.yaml", "--auto-approve"]).exits(0);
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
+#[test]
+fn a_server_leases_resets_and_goes_on_without_an_executable_until_it_is_back() {
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path().join("workers").display().to_string();
+    let copy = sandbox.path().join("racks.py");
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/providers/processes.py");
+    std::fs::copy(example, &copy).unwrap();
+    let mut yaml = python(&folder, 1).replace(example, copy.to_str().unwrap());
+    yaml.push_str(
+        "- {pool_id: other, worker_type: process, fixed_size: 1, remediation: {backoff: 1s}, worker_config: {image: \
+         /bin/sleep, command: ['601'], cpu_cores: 1, memory_mb: 16}}\n",
+    );
+    sandbox.write("pool.yaml", &yaml);
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let lease = server.acquire("ci");
+    assert_eq!(lease["worker"]["addresses"], json!(["127.0.0.1"]), "{lease}");
+    let pid = |lease: &Value| lease["worker"]["attributes"]["pid"].as_str().unwrap().to_owned();
+    let path = format!("/v1/leases/{}", lease["id"].as_str().unwrap());
+    assert_eq!(server.call("DELETE", &path, &Value::Null).0, 204);
+    let mut again = Value::Null;
+    wait_until("it is as new", || {
+        let (status, answer) =
+            server.call("POST", "/v1/leases", &json!({ "pool": "ci", "holder": "me" }));
+        again = answer["leases"][0].clone();
+        status == 201
+    });
+    assert_eq!(again["worker"]["name"], lease["worker"]["name"]);
+    assert_ne!(pid(&again), pid(&lease), "another process");
+    let path = format!("/v1/leases/{}", again["id"].as_str().unwrap());
+    assert_eq!(server.call("DELETE", &path, &Value::Null).0, 204);
+    drop(server);
+
+    // A server that begins without it looks after the others.
+    std::fs::rename(&copy, sandbox.path().join("away.py")).unwrap();
+    let server = Server::start(&sandbox, &[]);
+    let other = server.acquire("other");
+    let victim = pid(&other);
+    let path = format!("/v1/leases/{}", other["id"].as_str().unwrap());
+    assert_eq!(server.call("DELETE", &path, &Value::Null).0, 204);
+    assert!(std::process::Command::new("kill").args(["-9", &victim]).status().unwrap().success());
+    let victim: i32 = victim.parse().unwrap();
+    wait_until("what is killed is replaced", || {
+        let workers = sandbox.workers();
+        workers.len() == 1 && workers[0] != victim
+    });
+    std::fs::rename(sandbox.path().join("away.py"), &copy).unwrap();
+    wait_until("its workers can be had again", || {
+        server.call("POST", "/v1/leases", &json!({ "pool": "ci", "holder": "me" })).0 == 201
+    });
+}
