@@ -1,6 +1,7 @@
 //! Builds the real world, runs the command line, returns the exit code.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use pool::cli::{self, World};
@@ -23,7 +24,9 @@ fn main() -> ExitCode {
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let program = std::env::current_exe().unwrap_or_default();
+    // Not by its path: a server outlives an upgrade of the file, and its steps have to be of its own version.
+    let own = PathBuf::from("/proc/self/exe");
+    let program = if own.exists() { own } else { std::env::current_exe().unwrap_or_default() };
     let world = World {
         launcher: (program.clone(), vec![LAUNCH.to_owned()]),
         warden: (program, vec![WARD.to_owned()]),

@@ -2,8 +2,8 @@
 """A provider for pool in Python, with every method of the protocol: workers are processes on this machine.
 
 What identifies a worker is in its process's environment, from its first instruction on: whatever becomes of this
-program or of its folder, a listing finds every worker by looking at all processes. The folder has a lock, labels and
-tags (which change), and a note for each worker that is being reset.
+program or of its folder, a listing finds every worker by looking at all processes. The folder has a lock for each slot,
+labels and tags (which change), and a note for each worker that is being reset. Whoever only looks takes no lock.
 """
 
 import fcntl
@@ -15,6 +15,7 @@ import sys
 import time
 
 GRACE = 5.0
+KERNEL_THREAD = 0x00200000
 SCHEMA = {
     "type": "object",
     "required": ["folder"],
@@ -31,21 +32,40 @@ class Refused(Exception):
 
 
 def stat(pid):
-    """The state and the start time of a process. A pid alone is used again."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[0], fields[19]
+    """The fields of a process's stat from its state on (field 3 is the first)."""
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def born(pid):
+    """The start time of a process: a pid alone is used again."""
+    return stat(pid)[19]
+
+
+def look_at(pid):
+    """The state, start time and environment of a process that is alive; None of any other."""
+    while True:
+        environ = pathlib.Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+        fields = stat(pid)
+        if fields[0] in "ZX" or int(fields[6]) & KERNEL_THREAD:
+            return None
+        # While a process executes a program, the kernel does not know yet where its environment begins.
+        if environ or fields[47] != "0":
+            return fields[0], fields[19], environ
+        time.sleep(0.001)
 
 
 class Home:
-    """The workers of one owner, under a lock that the kernel takes away from a program that is killed."""
+    """The workers of one owner; whoever changes one has the lock of its slot."""
 
-    def __init__(self, config, owner):
-        self.owner = owner
-        self.folder = pathlib.Path(config["folder"]) / owner
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Inherited up to exec: whoever comes next waits for a child that is about to become a worker.
-        self.lock = open(self.folder / "lock", "w")
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
+    def __init__(self, config, params, changes=False):
+        self.owner = params["owner"]
+        self.folder = pathlib.Path(config["folder"]) / self.owner
+        if changes:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The kernel takes it away from a program that is killed, but not before a child of it has become a
+            # worker: that has it too up to exec.
+            self.lock = open(self.folder / f"slot-{params['slot']}.lock", "w")
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
 
     def note(self, worker_id):
         return self.folder / f"{worker_id}.json"
@@ -67,14 +87,17 @@ class Home:
             if not entry.isdigit():
                 continue
             try:
-                environ = pathlib.Path(f"/proc/{entry}/environ").read_bytes().decode(errors="replace")
-                state, born = stat(entry)
+                seen = look_at(entry)
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
-            tags = dict(line.split("=", 1) for line in environ.split("\0") if line.startswith("WORKER_"))
-            if tags.get("WORKER_OWNER") == self.owner and "WORKER_ID" in tags and state not in "ZX":
+            if seen is None:
+                continue
+            state, start, environ = seen
+            pairs = (line.partition("=") for line in environ.split("\0") if line.startswith("WORKER_"))
+            tags = {name: value for name, _, value in pairs}
+            if tags.get("WORKER_OWNER") == self.owner and "WORKER_PROCESS" in tags:
                 # What a worker starts has its tags too.
-                yield int(entry), state, tags, tags["WORKER_PROCESS"] == f"{entry}:{born}"
+                yield int(entry), state, tags, tags["WORKER_PROCESS"] == f"{entry}:{start}"
 
     def workers(self):
         """Returns the workers by id, those that are being reset included."""
@@ -108,11 +131,14 @@ class Home:
                 return worker
         raise Refused("not_found", params["name"])
 
+    def check(self, spec):
+        """Refuses what can never be started, before anything is done."""
+        if not os.access(spec["image"], os.X_OK):
+            raise Refused("invalid_spec", f"there is no program {spec['image']}")
+
     def start(self, worker, spec, secrets):
         """Starts the process of a worker; returns once it is one."""
         program, arguments = spec["image"], [spec["image"], *spec["command"]]
-        if not os.access(program, os.X_OK):
-            raise Refused("invalid_spec", f"there is no program {program}")
         environment = {"PATH": os.environ.get("PATH", os.defpath)} | spec["environment"] | secrets["worker"]
         environment |= {
             "WORKER_OWNER": worker["owner"],
@@ -127,7 +153,7 @@ class Home:
         if os.fork() == 0:
             try:
                 os.setsid()
-                environment["WORKER_PROCESS"] = f"{os.getpid()}:{stat('self')[1]}"
+                environment["WORKER_PROCESS"] = f"{os.getpid()}:{born('self')}"
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(log, 1)
                 os.dup2(log, 2)
@@ -171,6 +197,7 @@ def describe(config, params, secrets):
         "methods": ["get", "update", "probe", "reset"],
         "idempotency": "token",
         "consistency": "strong",
+        "settle_ms": 1000,
         "slowest_delete_ms": int(GRACE * 3000),
         "in_place": ["labels", "tags"],
         "one_host": True,
@@ -187,10 +214,11 @@ def describe(config, params, secrets):
 
 
 def create(config, params, secrets):
-    home = Home(config, params["owner"])
+    home = Home(config, params, changes=True)
     spec, worker_id = params["spec"], f"{params['object_name']}.{params['attempt']}"
     found = home.workers().get(worker_id)
     if found is None:
+        home.check(spec)
         progress(f"starting {spec['image']}")
         if "nice" in spec["attributes"]:
             os.nice(spec["attributes"]["nice"])
@@ -207,7 +235,7 @@ def create(config, params, secrets):
 
 
 def list_workers(config, params, secrets):
-    workers = sorted(Home(config, params["owner"]).workers().values(), key=lambda worker: worker["provider_id"])
+    workers = sorted(Home(config, params).workers().values(), key=lambda worker: worker["provider_id"])
     rest = [worker for worker in workers if worker["provider_id"] > params.get("page", "")]
     page = rest[: config.get("page_size", 100)]
     return {
@@ -218,18 +246,18 @@ def list_workers(config, params, secrets):
 
 
 def get(config, params, secrets):
-    return Home(config, params["owner"]).find(params)
+    return Home(config, params).find(params)
 
 
 def update(config, params, secrets):
-    home = Home(config, params["owner"])
+    home = Home(config, params, changes=True)
     worker_id = home.find(params)["provider_id"]
     home.write(worker_id, home.read(worker_id) | {"labels": params["labels"], "tags": params["tags"]})
     return home.find(params)
 
 
 def delete(config, params, secrets):
-    home = Home(config, params["owner"])
+    home = Home(config, params, changes=True)
 
     def is_meant(worker_id):
         name, _, attempt = worker_id.rpartition(".")
@@ -245,7 +273,7 @@ def delete(config, params, secrets):
 
 def probe(config, params, secrets):
     try:
-        worker = Home(config, params["owner"]).find(params)
+        worker = Home(config, params).find(params)
     except Refused as refused:
         return {"health": "gone", "reason": f"no process of {refused.args[1]} is there"}
     state = worker["attributes"].get("state")
@@ -255,8 +283,9 @@ def probe(config, params, secrets):
 
 
 def reset(config, params, secrets):
-    home = Home(config, params["owner"])
+    home = Home(config, params, changes=True)
     worker = home.find(params)
+    home.check(params["spec"])
     worker_id = worker["provider_id"]
     note = home.read(worker_id)
     # Until it runs again, listings show it by this; a repeat goes on from here.

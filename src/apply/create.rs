@@ -5,6 +5,7 @@
 //! repeat safe, or the provider's settle time and one complete listing prove that there is nothing. If
 //! none of these can be had, the operation stays `unknown` and the next run goes on from there.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pool_provider::{
@@ -40,8 +41,8 @@ enum Attempt {
     Ready(ObservedWorker),
     /// Nothing exists; the next attempt may begin.
     Nothing(Failure, Option<Duration>),
-    /// The same call may be sent again.
-    Resend(Failure),
+    /// The same call may be sent again, after as long as the provider asks for.
+    Resend(Failure, Option<Duration>),
     /// Neither is known, or another attempt would not help.
     GiveUp(Failure),
 }
@@ -82,9 +83,9 @@ impl PoolRun<'_> {
                     resend = false;
                     (failure, asked_for)
                 }
-                Attempt::Resend(failure) => {
+                Attempt::Resend(failure, asked_for) => {
                     resend = true;
-                    (failure, None)
+                    (failure, asked_for)
                 }
                 Attempt::GiveUp(failure) => return Err(StepError::Worker(failure.message)),
             };
@@ -147,7 +148,7 @@ impl PoolRun<'_> {
                 store.mark_unknown(self.lock, create.key, operation.id, why).await?;
                 let failure = failure(&error, name);
                 Ok(if error.is_worth_a_retry() {
-                    Attempt::Resend(failure)
+                    Attempt::Resend(failure, retry_after(&error))
                 } else {
                     Attempt::GiveUp(failure)
                 })
@@ -284,7 +285,7 @@ impl PoolRun<'_> {
         }
         let description = self.provider(&create.provider)?.describe();
         if description.idempotency == Idempotency::Token {
-            return Ok(Attempt::Resend(failure(&error, name)));
+            return Ok(Attempt::Resend(failure(&error, name), None));
         }
         if description.settle > create.timeout {
             return Ok(Attempt::GiveUp(failure(&error, name)));
@@ -304,7 +305,7 @@ impl PoolRun<'_> {
     /// Looks for a worker in a whole listing.
     async fn search(&self, create: &NewCreate, name: &WorkerName) -> Result<Search, StepError> {
         let owner = self.applier.store.deployment();
-        let mut page = None;
+        let (mut page, mut seen) = (None, BTreeSet::new());
         let mut complete = true;
         loop {
             let asked = page.as_ref();
@@ -319,7 +320,7 @@ impl PoolRun<'_> {
                 return Ok(Search::Found(found));
             }
             match listing.next {
-                Some(next) if Some(&next) != page.as_ref() => page = Some(next),
+                Some(next) if seen.insert(next.0.clone()) => page = Some(next),
                 Some(_) => return Ok(Search::Unsure),
                 None if complete => return Ok(Search::Absent),
                 None => return Ok(Search::Unsure),

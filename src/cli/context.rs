@@ -24,6 +24,9 @@ use crate::render;
 use crate::state::{Check, OpenOptions, StateError, Store, WhenMissing};
 use crate::worker::PoolId;
 
+/// How long a provider may take to say what it can do; its own timeout is shorter, unless somebody asked for more.
+const OPENED_WITHIN: Duration = Duration::from_secs(600);
+
 /// Everything that a command has at hand.
 #[derive(Clone)]
 pub(super) struct Context {
@@ -109,7 +112,7 @@ impl Context {
         let mut names = store.provider_names().await?;
         names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
         // A provider that nobody needs any more may be gone: the plan says what it is missed for.
-        let (providers, absent) = sorted(providers.get_all(&names).await)?;
+        let (providers, absent) = sorted(providers.get_all(&names, OPENED_WITHIN).await)?;
         let environment = Arc::new(self.world.environment.clone());
         Ok(Reconciler {
             secrets: Secrets::new(environment, store.secret_key()),
@@ -144,9 +147,19 @@ impl Context {
             pools().filter_map(|pool| Some((pool.provider.clone(), pool.provider_config.clone()?)));
         providers.declare(declared.collect());
         let names: BTreeSet<String> = pools().map(|pool| pool.provider.clone()).collect();
-        let (found, absent) = sorted(providers.get_all(&names).await)?;
-        reconciler.providers.extend(found);
-        reconciler.absent.extend(absent);
+        let (found, absent) = sorted(providers.get_all(&names, OPENED_WITHIN).await)?;
+        for (name, provider) in found {
+            reconciler.absent.remove(&name);
+            reconciler.providers.insert(name, provider);
+        }
+        for (name, reason) in absent {
+            if pools().any(|pool| pool.provider == name && !pool.is_empty()) {
+                return Err(PoolError::Provider { name, reason }.into());
+            }
+            // As it was recorded it may be another one.
+            reconciler.providers.remove(&name);
+            reconciler.absent.insert(name, reason);
+        }
         Ok(())
     }
 

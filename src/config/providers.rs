@@ -99,16 +99,9 @@ impl ProviderConfig {
             let told = environment.get("DOCKER_HOST").filter(|host| !host.is_empty());
             docker.host = docker.host.take().or_else(|| told.cloned());
         }
-        if let ProviderKind::Exec(exec) = &mut self.kind {
+        if let ProviderKind::Exec(exec) = self.kind {
             // Whoever goes on with what is recorded may be somewhere else.
-            let program = exec.command.first_mut().filter(|program| program.contains('/'));
-            if let Some((program, path)) = program.and_then(|program| {
-                let path =
-                    std::path::absolute(&*program).ok()?.into_os_string().into_string().ok()?;
-                Some((program, path))
-            }) {
-                *program = path;
-            }
+            self.kind = ProviderKind::Exec(Box::new(exec.in_directory()));
         }
         self
     }
@@ -120,6 +113,14 @@ impl ProviderConfig {
             exec.place = place.map(str::to_owned);
         }
         self
+    }
+
+    /// Takes over where `other` says that its workers are, unless this says so itself.
+    pub fn keep_place_of(&mut self, other: &Self) {
+        if let (ProviderKind::Exec(own), ProviderKind::Exec(other)) = (&mut self.kind, &other.kind)
+        {
+            own.place = own.place.take().or_else(|| other.place.clone());
+        }
     }
 
     /// Returns the provider with executables that are killed at once when their time is over.
@@ -161,6 +162,11 @@ impl ProviderKind {
                 None => "of type exec".to_owned(),
             },
         }
+    }
+
+    /// Returns whether only the provider itself knows what it can do: it has to be asked before it is used.
+    pub fn is_asked(&self) -> bool {
+        matches!(self, Self::Exec(_))
     }
 
     /// Returns whether the workers of the one are not those of the other. An executable that does not say where its

@@ -13,8 +13,7 @@ use pool_provider::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::ProviderConfig;
-use crate::config::{CountOrPercent, HealthCheckKind, StaticPoolConfig};
+use crate::config::{CountOrPercent, HealthCheckKind, ProviderConfig, StaticPoolConfig};
 use crate::desired::Spec;
 use crate::worker::{Generation, Phase, Slot, WorkerName};
 
@@ -65,6 +64,7 @@ fn description() -> Description {
         consistency: Consistency::Strong,
         settle: Duration::ZERO,
         slowest_delete: Duration::ZERO,
+        slowest_look: Duration::ZERO,
         in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
         one_host: false,
         tells_ends: false,

@@ -1,22 +1,72 @@
 //! Whether what is asked for fits what providers say of themselves: where their workers are, and what these can be.
 //!
-//! What files alone tell is checked when they are loaded; this is what only the providers know.
+//! What files alone tell is checked when they are loaded; this is what only the providers know. Input: configs, plans
+//! and open providers. Calls nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use pool_provider::{Description, SharedProvider, WorkerProvider as _};
+use pool_provider::{SharedProvider, WorkerProvider as _};
 use serde_json::Value;
 
-use super::PoolError;
-use crate::config::{self, ProviderConfig, ProviderKind};
+use super::{PoolError, Unseen};
+use crate::config::{self, ProviderConfig};
 use crate::desired::DesiredPool;
-use crate::plan::RecordedPool;
+use crate::plan::{Plan, PoolPlan, RecordedPool};
 use crate::state::StateError;
+
+type Open = BTreeMap<String, SharedProvider>;
+type Known = BTreeMap<String, ProviderConfig>;
+
+/// Returns where a provider says that its workers are.
+pub(super) fn place(providers: &Open, name: &str) -> Option<String> {
+    providers.get(name)?.describe().about.place
+}
+
+/// Returns the pools with the places that are recorded where their providers do not say one now: what is said once
+/// stays.
+pub(super) fn with_places(desired: &[DesiredPool], known: &Known) -> Vec<DesiredPool> {
+    let kept = |pool: &DesiredPool| {
+        let mut pool = pool.clone();
+        if let (Some(config), Some(known)) = (&mut pool.provider_config, known.get(&pool.provider))
+        {
+            config.keep_place_of(known);
+        }
+        pool
+    };
+    desired.iter().map(kept).collect()
+}
+
+/// Returns the providers with recorded workers that are not where these are: a listing there says nothing of them.
+pub(super) fn misplaced(
+    providers: &Open,
+    known: &Known,
+    recorded: &[RecordedPool],
+) -> BTreeMap<String, StateError> {
+    let workers = recorded.iter().flat_map(|pool| &pool.workers);
+    let used: BTreeSet<&String> = workers.map(|worker| &worker.provider).collect();
+    let moved = |name: &String| {
+        let before = known.get(name)?;
+        let now = before.clone().at(place(providers, name).as_deref());
+        let error = || moved(name, before, &now);
+        before.kind.is_elsewhere(&now.kind).then(|| (name.clone(), error()))
+    };
+    used.into_iter().filter_map(moved).collect()
+}
+
+fn moved(name: &str, before: &ProviderConfig, after: &ProviderConfig) -> StateError {
+    let (before, after) = (before.kind.place(), after.kind.place());
+    StateError::ProviderMoved { name: name.to_owned(), before, after }
+}
+
+/// Returns the same as reasons not to look there.
+pub(super) fn unseen(misplaced: BTreeMap<String, StateError>) -> Unseen {
+    misplaced.into_iter().map(|(name, error)| (name, error.to_string())).collect()
+}
 
 /// Makes sure that no provider is declared to be somewhere else while it has workers: there they would not
 /// be found any more.
 pub(super) fn verify_places(
-    known: &BTreeMap<String, ProviderConfig>,
+    known: &Known,
     desired: &[DesiredPool],
     recorded: &[RecordedPool],
 ) -> Result<(), PoolError> {
@@ -29,37 +79,37 @@ pub(super) fn verify_places(
             workers.any(|worker| worker.provider == pool.provider)
         };
         if before.kind.is_elsewhere(&after.kind) && has_workers() {
-            let name = pool.provider.clone();
-            let (before, after) = (before.kind.place(), after.kind.place());
-            return Err(StateError::ProviderMoved { name, before, after }.into());
+            return Err(moved(&pool.provider, &before, after).into());
         }
     }
     Ok(())
 }
 
-/// Makes sure that every pool asks for workers that its provider can create.
-pub(super) fn verify_workers(
-    providers: &BTreeMap<String, SharedProvider>,
-    desired: &[DesiredPool],
-) -> Result<(), PoolError> {
+/// Makes sure that every new worker of a plan is one that its provider can create, where the plan means it to be.
+pub(super) fn verify_plan(providers: &Open, plan: &Plan) -> Result<(), PoolError> {
     let mut misfits = Vec::new();
-    for pool in desired {
-        // What others can create is known without asking them, and was checked.
-        let is_asked = pool
-            .provider_config
-            .as_ref()
-            .is_some_and(|config| matches!(config.kind, ProviderKind::Exec(_)));
-        if let Some(provider) = providers.get(&pool.provider).filter(|_| is_asked) {
-            misfits.extend(misfits_of(pool, &provider.describe()));
+    for pool in &plan.pools {
+        let creates = pool.steps.iter().any(|step| step.create.is_some());
+        let asked = pool.provider_config.as_ref().filter(|config| config.kind.is_asked());
+        if let Some(config) = asked.filter(|_| creates) {
+            let now = config.clone().at(place(providers, &pool.provider).as_deref());
+            if config.kind.is_elsewhere(&now.kind) {
+                return Err(moved(&pool.provider, config, &now).into());
+            }
+            misfits.extend(misfits_of(providers, pool));
         }
     }
     if misfits.is_empty() { Ok(()) } else { Err(PoolError::Misfits(misfits)) }
 }
 
-fn misfits_of(pool: &DesiredPool, described: &Description) -> Vec<String> {
+fn misfits_of(providers: &Open, pool: &PoolPlan) -> Vec<String> {
+    let (Some(provider), Some(spec)) = (providers.get(&pool.provider), pool.spec()) else {
+        return Vec::new();
+    };
+    let described = provider.describe();
     let mut misfits = Vec::new();
-    let (place, id, provider) = (&pool.place, &pool.id, &pool.provider);
-    let wanted = pool.spec.worker_type.as_str();
+    let (place, id, provider) = (&pool.place, &pool.pool, &pool.provider);
+    let wanted = spec.worker_type.as_str();
     if !described.worker_types.iter().any(|has| has == wanted) {
         let has = described.worker_types.join(", ");
         misfits.push(format!(
@@ -67,7 +117,7 @@ fn misfits_of(pool: &DesiredPool, described: &Description) -> Vec<String> {
         ));
     }
     if let Some(schema) = &described.about.attributes_schema {
-        let given = Value::Object(pool.spec.worker.attributes.clone());
+        let given = Value::Object(spec.worker.attributes);
         match config::misfits(schema, &given, "worker_config.attributes") {
             Ok(found) => misfits.extend(
                 found.into_iter().map(|what| format!("{place}: {id}: {what}, says `{provider}`")),

@@ -10,32 +10,38 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pool_provider::{SharedProvider, WorkerProvider as _};
+use tokio::time::timeout;
 
 use super::PoolError;
 use super::limiter::Limiter;
 use super::registry::{ProviderSettings, open, open_now};
 use crate::clock::Stopwatch;
-use crate::config::{ProviderConfig, ProviderKind};
+use crate::config::ProviderConfig;
 use crate::state::Store;
 
 /// How long one that could not be opened is not tried again: an executable may take its time to fail, and every probe
 /// would ask for it.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
+/// How many ways to reach one provider are kept open: the recorded one, and that of files which are not applied yet.
+const KEPT: usize = 3;
+
 /// Providers by name; clones share them.
 #[derive(Clone)]
 pub struct Providers {
+    /// How each is reached, where that was declared.
+    declared: Arc<Mutex<BTreeMap<String, ProviderConfig>>>,
     shelf: Arc<Mutex<Shelf>>,
     opening: Option<Arc<Opening>>,
 }
 
-/// What is known of each provider.
-#[derive(Default, Clone)]
+/// What came of opening providers.
+#[derive(Default)]
 struct Shelf {
-    /// How each is reached, where that was declared.
-    declared: BTreeMap<String, ProviderConfig>,
-    /// Those that are open, and as what.
-    opened: BTreeMap<String, (Option<ProviderConfig>, SharedProvider)>,
+    /// Those that were given.
+    given: BTreeMap<String, SharedProvider>,
+    /// Those that are open, and as what; the latest last.
+    opened: BTreeMap<String, Vec<(ProviderConfig, SharedProvider)>>,
     /// Those that could not be opened lately: as what, since when that is known, and why.
     failed: BTreeMap<String, (ProviderConfig, Stopwatch, PoolError)>,
     /// One at a time opens a provider.
@@ -64,11 +70,11 @@ fn as_reached((name, config): (String, ProviderConfig)) -> (String, ProviderConf
 }
 
 impl Shelf {
-    fn config(&self, name: &str) -> Result<ProviderConfig, PoolError> {
-        let declared = self.declared.get(name).cloned();
-        declared
-            .or_else(|| ProviderConfig::implicit(name))
-            .ok_or_else(|| PoolError::UnknownProvider(name.to_owned()))
+    /// Returns the provider that is open as this.
+    fn open_as(&self, name: &str, config: &ProviderConfig) -> Option<SharedProvider> {
+        let all = self.opened.get(name)?;
+        let (_, provider) = all.iter().find(|(opened, _)| opened == config)?;
+        Some(provider.clone())
     }
 
     /// Returns what came of opening the provider as this, if that was tried.
@@ -77,10 +83,8 @@ impl Shelf {
         name: &str,
         config: &ProviderConfig,
     ) -> Option<Result<SharedProvider, PoolError>> {
-        if let Some((Some(opened), provider)) = self.opened.get(name)
-            && opened == config
-        {
-            return Some(Ok(provider.clone()));
+        if let Some(opened) = self.open_as(name, config) {
+            return Some(Ok(opened));
         }
         let (tried, since, error) = self.failed.get(name)?;
         let is_recent = since.elapsed() < TRIED_AGAIN_AFTER;
@@ -91,35 +95,44 @@ impl Shelf {
 impl Providers {
     /// Holds these and no others.
     pub fn given(providers: BTreeMap<String, SharedProvider>) -> Self {
-        let opened = providers.into_iter().map(|(name, provider)| (name, (None, provider)));
-        let shelf = Shelf { opened: opened.collect(), ..Shelf::default() };
-        Self { shelf: Arc::new(Mutex::new(shelf)), opening: None }
+        let shelf = Shelf { given: providers, ..Shelf::default() };
+        Self { declared: Arc::default(), shelf: Arc::new(Mutex::new(shelf)), opening: None }
     }
 
     /// Opens what is needed, and dresses it. Limits on calls are kept in `store`.
     pub fn opening(settings: ProviderSettings, store: Store, dress: Box<Dress>) -> Self {
         let opening = Opening { settings, store, dress };
-        Self { shelf: Arc::default(), opening: Some(Arc::new(opening)) }
+        Self { declared: Arc::default(), shelf: Arc::default(), opening: Some(Arc::new(opening)) }
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn declared(&self) -> MutexGuard<'_, BTreeMap<String, ProviderConfig>> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn config(&self, name: &str) -> Result<ProviderConfig, PoolError> {
+        let declared = self.declared().get(name).cloned();
+        declared
+            .or_else(|| ProviderConfig::implicit(name))
+            .ok_or_else(|| PoolError::UnknownProvider(name.to_owned()))
+    }
+
     /// Learns how providers are reached. One that is open otherwise is opened anew when it is asked for;
     /// calls that are under way end as they began.
     pub fn declare(&self, declared: BTreeMap<String, ProviderConfig>) {
-        self.shelf().declared.extend(declared.into_iter().map(as_reached));
+        self.declared().extend(declared.into_iter().map(as_reached));
     }
 
-    /// Returns these providers as they would be with `declared`: what is open as it is declared is shared, and
-    /// nobody else sees the rest. A run that is refused has changed nothing then.
+    /// Returns these providers as they would be with `declared`: nobody else asks for them so. A run that is refused
+    /// has changed nothing then.
     #[must_use]
     pub fn with(&self, declared: BTreeMap<String, ProviderConfig>) -> Self {
-        let shelf = self.shelf();
-        let mut own = shelf.clone();
-        own.declared.extend(declared.into_iter().map(as_reached));
-        Self { shelf: Arc::new(Mutex::new(own)), opening: self.opening.clone() }
+        let mut own = self.declared().clone();
+        own.extend(declared.into_iter().map(as_reached));
+        Self { declared: Arc::new(Mutex::new(own)), ..self.clone() }
     }
 
     /// Returns the provider of this name.
@@ -128,10 +141,10 @@ impl Providers {
     /// When it is not known, or cannot be opened.
     pub async fn get(&self, name: &str) -> Result<SharedProvider, PoolError> {
         let Some(opening) = &self.opening else {
-            let given = self.shelf().opened.get(name).map(|(_, provider)| provider.clone());
+            let given = self.shelf().given.get(name).cloned();
             return given.ok_or_else(|| PoolError::UnknownProvider(name.to_owned()));
         };
-        let config = self.shelf().config(name)?;
+        let config = self.config(name)?;
         if let Some(known) = self.shelf().known(name, &config) {
             return known;
         }
@@ -148,13 +161,13 @@ impl Providers {
     /// Returns the provider of this name unless somebody has to be asked first; what cannot be had is nothing.
     pub fn get_now(&self, name: &str) -> Option<SharedProvider> {
         let Some(opening) = &self.opening else {
-            return self.shelf().opened.get(name).map(|(_, provider)| provider.clone());
+            return self.shelf().given.get(name).cloned();
         };
-        let config = self.shelf().config(name).ok()?;
+        let config = self.config(name).ok()?;
         if let Some(known) = self.shelf().known(name, &config) {
             return known.ok();
         }
-        if matches!(config.kind, ProviderKind::Exec(_)) {
+        if config.kind.is_asked() {
             return None;
         }
         let opened = open_now(name, &config, &opening.settings);
@@ -182,7 +195,10 @@ impl Providers {
         match &dressed {
             Ok(provider) => {
                 shelf.failed.remove(name);
-                shelf.opened.insert(name.to_owned(), (Some(config), provider.clone()));
+                let all = shelf.opened.entry(name.to_owned()).or_default();
+                all.push((config, provider.clone()));
+                let surplus = all.len().saturating_sub(KEPT);
+                all.drain(..surplus);
             }
             Err(error) => {
                 let failed = (config, Stopwatch::start(), error.clone());
@@ -198,25 +214,33 @@ impl Providers {
     /// # Errors
     /// As [`Providers::get`].
     pub fn open_anew(&self, name: &str) -> Result<SharedProvider, PoolError> {
-        let shelf = self.shelf();
-        let opened = shelf.opened.get(name).map(|(_, provider)| provider.clone());
         let Some(opening) = &self.opening else {
-            return opened.ok_or_else(|| PoolError::UnknownProvider(name.to_owned()));
+            let given = self.shelf().given.get(name).cloned();
+            return given.ok_or_else(|| PoolError::UnknownProvider(name.to_owned()));
         };
-        let config = shelf.config(name)?;
-        match (&config.kind, opened) {
-            (ProviderKind::Exec(_), Some(opened)) => Ok(opened),
-            _ => open_now(name, &config, &opening.settings),
+        let config = self.config(name)?;
+        let opened = self.shelf().open_as(name, &config).filter(|_| config.kind.is_asked());
+        match opened {
+            Some(opened) => Ok(opened),
+            None => open_now(name, &config, &opening.settings),
         }
     }
 
-    /// Returns the providers of these names, and why others cannot be had.
+    /// Returns the providers of these names, and why others cannot be had; one that takes longer than `limit` to open
+    /// is one of these.
     pub async fn get_all(
         &self,
         names: &BTreeSet<String>,
+        limit: Duration,
     ) -> (BTreeMap<String, SharedProvider>, BTreeMap<String, PoolError>) {
         let (mut found, mut failed) = (BTreeMap::new(), BTreeMap::new());
-        let gets = names.iter().map(async |name| (name.clone(), self.get(name).await));
+        let gets = names.iter().map(async |name| {
+            let got = timeout(limit, self.get(name)).await.unwrap_or_else(|_| {
+                let reason = format!("it did not say what it can do within {limit:?}");
+                Err(PoolError::Provider { name: name.clone(), reason })
+            });
+            (name.clone(), got)
+        });
         for (name, got) in futures_util::future::join_all(gets).await {
             match got {
                 Ok(provider) => drop(found.insert(name, provider)),

@@ -116,12 +116,10 @@ impl Reconciler {
         let desired = |pool: &LoadedPool| {
             let secrets = self.secrets.hashes(&Spec::of(&pool.config, pool.provider.as_ref()));
             let mut desired = DesiredPool::new(pool, secrets);
-            let place = self
-                .providers
-                .get(&desired.provider)
-                .and_then(|provider| provider.describe().about.place);
-            desired.provider_config =
-                desired.provider_config.map(|config| config.at(place.as_deref()));
+            if let Some(place) = fit::place(&self.providers, &desired.provider) {
+                desired.provider_config =
+                    desired.provider_config.map(|config| config.at(Some(&place)));
+            }
             desired
         };
         pools.iter().map(desired).collect()
@@ -139,8 +137,13 @@ impl Reconciler {
         refresh: bool,
     ) -> Result<Planned, PoolError> {
         let recorded = self.store.load().await?;
-        fit::verify_places(&self.store.provider_configs().await?, desired, &recorded)?;
-        fit::verify_workers(&self.providers, desired)?;
+        let known = self.store.provider_configs().await?;
+        let desired = &fit::with_places(desired, &known);
+        fit::verify_places(&known, desired, &recorded)?;
+        if let Some(error) = fit::misplaced(&self.providers, &known, &recorded).into_values().next()
+        {
+            return Err(error.into());
+        }
         let workers = || recorded.iter().flat_map(|pool| &pool.workers);
         let refresh = refresh || workers().any(|worker| worker.operation.is_some());
         let (observed, failed) = self.observe_all(desired, refresh).await?;
@@ -153,8 +156,9 @@ impl Reconciler {
             return Err(PoolError::Provider { name, reason });
         }
         let input =
-            Input { desired: desired.to_vec(), options: options.clone(), recorded, observed };
+            Input { desired: desired.clone(), options: options.clone(), recorded, observed };
         let planned = self.plan_from(input, &self.unseen).await?.0;
+        fit::verify_plan(&self.providers, &planned.plan)?;
         Ok(Planned { gone, ..planned })
     }
 
@@ -169,10 +173,13 @@ impl Reconciler {
         options: &PlanOptions,
     ) -> Result<(Planned, Unseen, BTreeMap<PoolId, String>), PoolError> {
         let recorded = self.store.load().await?;
-        let (observed, failed) = self.observe_all(desired, true).await?;
-        let unseen: Unseen = self.unseen.clone().into_iter().chain(failed.clone()).collect();
-        let input =
-            Input { desired: desired.to_vec(), options: options.clone(), recorded, observed };
+        let known = self.store.provider_configs().await?;
+        let desired = fit::with_places(desired, &known);
+        let (observed, failed) = self.observe_all(&desired, true).await?;
+        let misplaced = fit::unseen(fit::misplaced(&self.providers, &known, &recorded));
+        let unseen = self.unseen.clone().into_iter().chain(failed.clone()).chain(misplaced);
+        let unseen: Unseen = unseen.collect();
+        let input = Input { desired, options: options.clone(), recorded, observed };
         let (planned, blind) = self.plan_from(input, &unseen).await?;
         Ok((planned, failed, blind))
     }
@@ -281,6 +288,7 @@ impl Reconciler {
         if let Some(first) = broken.first() {
             return Err(PoolError::BrokenPlan(first.to_string()));
         }
+        fit::verify_plan(&self.providers, plan)?;
         let secrets = self.secrets.clone();
         let applier = Applier {
             store: self.store.clone(),
@@ -389,7 +397,8 @@ pub async fn observe(
 ) -> Result<Listed, ProviderError> {
     let mut listed =
         Listed { description: provider.describe(), workers: Vec::new(), complete: true };
-    let mut page = None;
+    let limit = limit.max(listed.description.slowest_look);
+    let (mut page, mut seen) = (None, BTreeSet::new());
     loop {
         let turn = provider.turn(Call::Look).await;
         let listing =
@@ -400,8 +409,13 @@ pub async fn observe(
         listed.complete &= listing.complete;
         listed.workers.extend(listing.workers);
         match listing.next {
-            Some(next) if Some(&next) != page.as_ref() => page = Some(next),
-            Some(_) | None => return Ok(listed),
+            Some(next) if seen.insert(next.0.clone()) => page = Some(next),
+            // Providers are not trusted: what was left out would count as gone.
+            Some(_) => {
+                let why = "its pages lead back to an earlier one".to_owned();
+                return Err(ProviderError::Transient(why));
+            }
+            None => return Ok(listed),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From a provider's config to the provider: one `match` arm each.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::clock::Clock;
 use crate::config::{self, ProviderConfig, ProviderKind};
 
 /// What the providers need of this machine.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ProviderSettings {
     /// Where local workers' claims and logs are kept; absolute.
     pub local_root: PathBuf,
@@ -33,6 +34,15 @@ pub struct ProviderSettings {
     pub sim_root: PathBuf,
     /// Tells the simulated cloud's time.
     pub clock: Clock,
+}
+
+impl fmt::Debug for ProviderSettings {
+    // The environment may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProviderSettings")
+            .field("local_root", &self.local_root)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Opens the provider called `name`, and asks it what it can do where only it knows.

@@ -4,6 +4,7 @@
 //! A secret's value goes to the provider's call and nowhere else.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::sync::Arc;
 
@@ -15,10 +16,16 @@ use crate::desired::{SecretHashes, Spec};
 use crate::state::SecretKey;
 
 /// Where secrets can be read: the environment of this process, and files.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Secrets {
     environment: Arc<BTreeMap<String, String>>,
     key: Option<SecretKey>,
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets")
+    }
 }
 
 impl Secrets {

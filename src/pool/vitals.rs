@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use jiff::Timestamp;
-use pool_provider::WorkerRef;
+use pool_provider::{SharedProvider, WorkerRef};
 
 use super::PoolError;
 use super::providers::Providers;
@@ -85,13 +85,18 @@ impl Prober {
         Ok(Some((worker, probed)))
     }
 
+    /// Opens the provider of a worker.
+    pub(super) async fn open(&self, worker: &Watched) -> Result<SharedProvider, PoolError> {
+        self.providers.get(&worker.provider).await
+    }
+
     /// Probes a worker, and notes in memory what was found.
     pub(super) async fn probe(
         &self,
         worker: &Watched,
         check: &HealthCheckConfig,
     ) -> Result<Probed, PoolError> {
-        let provider = self.providers.get(&worker.provider).await?;
+        let provider = self.open(worker).await?;
         let reference = WorkerRef {
             owner: self.store.deployment().clone(),
             name: worker.name.clone(),

@@ -216,6 +216,17 @@ fn acquire(
         return Err(StateError::Locked { pool, holder: holder.describe() }.into());
     }
     let fence = take(connection, pool.as_str(), own, now)?;
+    // Whoever was in a call is in none any more, since a moment that nobody noted: what that call may still bring is
+    // counted from here.
+    let sql = "UPDATE operation SET state = 'unknown', error = 'its run ended during the call', sent_at = ?2
+               WHERE pool = ?1 AND kind = 'create' AND state IN ('intended', 'unknown')
+                   AND state = 'intended'";
+    let cut_off = connection.prepare_cached(sql)?.execute((pool.as_str(), to_ms(now)))?;
+    if cut_off > 0 {
+        // A plan that was made before counts from an earlier moment.
+        let sql = "UPDATE pool SET serial = serial + 1 WHERE id = ?1";
+        connection.prepare_cached(sql)?.execute([pool.as_str()])?;
+    }
     Ok(PoolLock { pool, fence })
 }
 

@@ -107,6 +107,27 @@ fn where_an_executable_says_its_workers_are_is_where_they_stay() {
     let told = format!("of type exec at {}", folder("one"));
     assert!(moved.stderr.contains(&told), "{}", moved.stderr);
     assert!(moved.stderr.contains(&folder("two")), "{}", moved.stderr);
+    // Neither does anything forget them that has no files, when it looks in another place than they are.
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/providers/processes.py");
+    let elsewhere = std::fs::read_to_string(example).unwrap().replacen(
+        "\"place\": config.get(\"folder\")",
+        "\"place\": os.environ.get(\"REGION\", config.get(\"folder\"))",
+        1,
+    );
+    assert!(elsewhere.contains("REGION"));
+    let liar = sandbox.write("racks.py", &elsewhere);
+    std::fs::set_permissions(&liar, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let here = python(&folder("one"), 2)
+        .replace(example, liar.to_str().unwrap())
+        .replace("config: {folder", "pass_environment: [REGION], config: {folder");
+    sandbox.write("pool.yaml", &here);
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+    for command in ["destroy --auto-approve", "apply pool.yaml --auto-approve"] {
+        let ran = sandbox.shell(&format!("REGION=two pool {command}"));
+        assert_eq!(ran.code, Some(1), "{} {}", ran.stdout, ran.stderr);
+        assert!(ran.stderr.contains("of type exec at two now"), "{}", ran.stderr);
+    }
+    sandbox.pool(&["plan", "pool.yaml", "--detailed-exitcode"]).exits(0);
     // What is recorded reaches them from anywhere, without files.
     let state = sandbox.path().join(".pool/state.db").display().to_string();
     sandbox.pool(&["-C", "/", "--state", &state, "destroy", "--auto-approve"]).exits(0);
@@ -114,6 +135,49 @@ fn where_an_executable_says_its_workers_are_is_where_they_stay() {
     // Without workers it may be anywhere.
     sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
     sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
+#[test]
+fn a_saved_plan_is_carried_out_by_its_own_provider_or_not_at_all() {
+    let sandbox = Sandbox::new();
+    let create =
+        "echo x >>created; echo '{\"type\":\"error\",\"code\":\"quota\",\"message\":\"m\"}'";
+    script(&sandbox, &json!({}), create);
+    sandbox.write("pool.yaml", &yaml(1, "max_attempts: 1"));
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(5);
+    // Another executable, which is gone when the plan is applied.
+    std::fs::copy(sandbox.path().join("cloud.sh"), sandbox.path().join("other.sh")).unwrap();
+    sandbox.write("pool.yaml", &yaml(1, "max_attempts: 1").replace("cloud.sh", "other.sh"));
+    sandbox.pool(&["plan", "pool.yaml", "--out", "plan"]).exits(0);
+    std::fs::remove_file(sandbox.path().join("other.sh")).unwrap();
+    std::fs::remove_file(sandbox.path().join("created")).unwrap();
+    let refused = sandbox.pool(&["apply", "plan"]).exits(1);
+    assert!(refused.stderr.contains("other.sh"), "{}", refused.stderr);
+    assert!(!sandbox.path().join("created").exists(), "the old one was called");
+}
+
+#[test]
+fn an_executable_that_hangs_keeps_no_other_pool_from_being_healed() {
+    let sandbox = Sandbox::new();
+    script(&sandbox, &json!({}), "exit 1");
+    let mut yaml = yaml(0, "").replace("grace:", "timeout: 20s, grace:");
+    yaml.push_str(
+        "- {pool_id: other, worker_type: process, fixed_size: 1, remediation: {backoff: 1s}, worker_config: {image: \
+         /bin/sleep, command: ['602'], cpu_cores: 1, memory_mb: 16}}\n",
+    );
+    sandbox.write("pool.yaml", &yaml);
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+    sandbox.write("cloud.sh", "#!/bin/sh\nsleep 1000\n");
+    let _server = Server::start(&sandbox, &[]);
+    for _ in 0..2 {
+        let victim = sandbox.workers()[0];
+        let killed = std::process::Command::new("kill").args(["-9", &victim.to_string()]).status();
+        assert!(killed.unwrap().success());
+        wait_until("what is killed is replaced", || {
+            let workers = sandbox.workers();
+            workers.len() == 1 && workers[0] != victim
+        });
+    }
 }
 
 #[test]

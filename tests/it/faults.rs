@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use pool::state::{CommitFault, CommitFaults, StateError};
 use pool_provider::{
@@ -12,6 +13,7 @@ use pool_provider::{
 use pool_sim::{Call, CallFaults, Settings, SimProvider, SimWorker};
 
 use tokio::sync::Barrier;
+use tokio::time::sleep;
 
 use super::support::{Ended, GoodCommits, Switch, World};
 
@@ -74,6 +76,21 @@ enum Vice {
     /// With each worker that it creates, another one appears: a call of a killed holder that was still
     /// in flight.
     BringsStrays,
+    /// Its first create goes on for a while when its caller is gone, and has its effect then.
+    GoesOn,
+}
+
+/// A create that lands four seconds after its call was dropped.
+struct Landing(SimProvider, CreateRequest);
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let (cloud, request) = (self.0.clone(), self.1.clone());
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(4)).await;
+            cloud.create(&request).await.unwrap();
+        });
+    }
 }
 
 struct Bad {
@@ -100,11 +117,15 @@ impl WorkerProvider for Bad {
             return self.inner.create(request).await;
         }
         let first = self.calls.fetch_add(1, Ordering::SeqCst) == 0;
+        if self.vice == Vice::GoesOn && first {
+            let _landing = Landing(self.inner.clone(), request.clone());
+            std::future::pending::<()>().await;
+        }
         let mut observed = self.inner.create(request).await?;
         match self.vice {
             Vice::Lies => observed.name.generation = Generation(99),
             Vice::IsSilent if first => std::future::pending::<()>().await,
-            Vice::IsSilent | Vice::Counts => {}
+            Vice::IsSilent | Vice::Counts | Vice::GoesOn => {}
             Vice::BringsStrays => {
                 let cloud = self.inner.cloud();
                 let own = |worker: &SimWorker| worker.observed.provider_id == observed.provider_id;
@@ -177,6 +198,29 @@ async fn a_create_that_never_answers_is_looked_for_and_not_repeated_blindly() {
         assert_eq!(calls.load(Ordering::SeqCst), 1, "{idempotency:?}: it was there all the time");
         world.assert_converged(&yaml, "after the silence").await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_killed_run_was_waiting_for_is_waited_for_from_when_it_is_known_to_be_dead() {
+    let idempotency = Idempotency::None;
+    let settings = Settings { idempotency, listing_delay_ms: 5000, ..Settings::default() };
+    let world = World::new(settings);
+    let yaml = pool(1, "");
+    let (provider, calls) = bad(&world, Vice::GoesOn);
+    let killed = async {
+        while calls.load(Ordering::SeqCst) == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // Long after its intent: counted from there, the time to settle would be over.
+        sleep(Duration::from_secs(60)).await;
+    };
+    tokio::select! {
+        outcome = world.apply_with(&yaml, provider, Box::new(GoodCommits)) => panic!("{outcome:?}"),
+        () = killed => {}
+    }
+    world.converge(&yaml).await;
+    assert_eq!(world.cloud.calls()[&Call::Create], 1, "it was repeated before it landed");
+    world.assert_converged(&yaml, "after the killed run").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -120,7 +120,8 @@ async fn what_a_run_declares_is_its_own_until_it_is_recorded() {
     let own = providers.with(declared("none"));
     assert!(!on_host(&own) && on_host(&providers), "a refused run would have changed the server's");
     assert_eq!(opened.load(Ordering::SeqCst), 2, "what is declared alike is opened once");
-    let (found, failed) = own.get_all(&BTreeSet::from(["d".to_owned(), "nobody".to_owned()])).await;
+    let names = BTreeSet::from(["d".to_owned(), "nobody".to_owned()]);
+    let (found, failed) = own.get_all(&names, std::time::Duration::from_secs(60)).await;
     assert_eq!((found.len(), failed.len()), (1, 1));
 }
 

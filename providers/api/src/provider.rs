@@ -64,6 +64,9 @@ pub struct Description {
     /// How long a delete may take to answer, grace for the worker included.
     #[serde(with = "crate::duration::written")]
     pub slowest_delete: Duration,
+    /// How long a page of a listing may take, where that may be long.
+    #[serde(default, with = "crate::duration::written")]
+    pub slowest_look: Duration,
     /// What [`WorkerProvider::update`] can change.
     pub in_place: Vec<InPlaceField>,
     /// Whether all workers are on one host: two of them cannot listen on the same port.

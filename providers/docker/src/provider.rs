@@ -324,6 +324,7 @@ impl WorkerProvider for DockerProvider {
             consistency: Consistency::Strong,
             settle: SETTLE,
             slowest_delete: self.config.stop_grace.get() + REMOVAL,
+            slowest_look: Duration::ZERO,
             in_place: Vec::new(),
             one_host: self.config.network.as_deref() == Some("host"),
             tells_ends: true,

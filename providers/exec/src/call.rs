@@ -10,21 +10,24 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_provider::{Progress, ProviderError};
+use pool_provider::{Progress, ProviderError, SecretSource};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{ChildStdout, Command};
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::logs::Logs;
 use crate::protocol::{Line, Method, Request, SecretValues, VERSION};
 use crate::provider::Settings;
-use crate::warden::{Cut, Ended, Envelope, How, written};
+use crate::warden::{Cut, Ended, Envelope, How, LONGEST_OUTPUT, written};
 
-/// How much an executable may print in one call.
-const LONGEST_OUTPUT: u64 = 64 * 1024 * 1024;
-/// How much of a wrong line is told.
+/// How much of a wrong line is told, in characters.
 const SHOWN: usize = 120;
+/// How much longer than an executable may take a warden is waited for.
+const WARDEN: Duration = Duration::from_secs(5);
+/// The shortest secret that is looked for in what executables say: shorter ones are everywhere.
+const SHORTEST_SECRET: usize = 4;
 
 /// Whoever calls an executable.
 #[derive(Debug, Clone)]
@@ -73,16 +76,20 @@ impl Caller {
             .map_err(|error| nothing("starting a call", &error))?;
         // Held until the end: that it closes is how the warden hears that nobody waits.
         let mut lifeline = warden.stdin.take();
-        let heard = match (&mut lifeline, warden.stdout.take()) {
-            (Some(input), Some(output)) => {
-                // One that did not read it all says so in how it ended.
-                let _sent = input.write_all(&written(&envelope)).await.is_ok();
-                hear(output, progress).await
-            }
-            _ => Heard::default(),
+        let words = Words::without(&envelope.secrets);
+        let hearing = async {
+            let (Some(input), Some(output)) = (&mut lifeline, warden.stdout.take()) else {
+                return Heard::default();
+            };
+            // One that did not read it all says so in how it ended.
+            let _sent = input.write_all(&written(&envelope)).await.is_ok();
+            hear(output, progress, &words).await
         };
+        // A warden that cannot even start the executable, on a file system that hangs, knows no deadline.
+        let longest = deadline.saturating_add(self.config.grace.get()).saturating_add(WARDEN);
+        let heard = timeout(longest, hearing).await.unwrap_or_default();
         drop(lifeline);
-        self.judge(&method, heard, deadline, path.as_deref())
+        self.judge(&method, heard, deadline, path.as_deref()).map_err(|error| words.said(error))
     }
 
     fn envelope(
@@ -93,7 +100,13 @@ impl Caller {
     ) -> Result<Envelope, ProviderError> {
         let mut provider = BTreeMap::new();
         for (name, source) in &self.config.secrets {
-            let value = (self.settings.read_secret)(source).map_err(|why| {
+            let placed = match source {
+                SecretSource::FromFile(path) => {
+                    SecretSource::FromFile(self.config.path(path).display().to_string())
+                }
+                SecretSource::FromEnv(_) => source.clone(),
+            };
+            let value = (self.settings.read_secret)(&placed).map_err(|why| {
                 ProviderError::Unauthenticated(format!("the secret {name} ({source}): {why}"))
             })?;
             provider.insert(name.clone(), value);
@@ -111,8 +124,13 @@ impl Caller {
         let own = own.map(|(name, value)| (name.clone(), value.clone()));
         let request = serde_json::to_string(&request)
             .map_err(|error| ProviderError::InvalidSpec(error.to_string()))?;
+        let mut command = self.config.command.clone();
+        if let Some(program) = command.first_mut().filter(|program| program.contains('/')) {
+            *program = self.config.path(program).display().to_string();
+        }
         Ok(Envelope {
-            command: self.config.command.clone(),
+            command,
+            directory: self.config.directory.clone(),
             environment: own.chain(self.config.environment.clone()).collect(),
             method: method.name().to_owned(),
             request,
@@ -167,6 +185,9 @@ fn silence(ended: Option<&Ended>, deadline: Duration) -> String {
             format!("it was ended at its deadline, after {deadline:?}")
         }
         Some(Ended { cut: Some(Cut::Caller), .. }) => "it was ended".to_owned(),
+        Some(Ended { cut: Some(Cut::Flood), .. }) => {
+            format!("it printed more than {} MiB", LONGEST_OUTPUT / 1024 / 1024)
+        }
         Some(Ended { how: How::Exited(code), .. }) => format!("it exited with {code}"),
         Some(Ended { how: How::Killed(signal), .. }) => format!("signal {signal} ended it"),
         Some(Ended { how: How::NotStarted(why), .. }) => why.clone(),
@@ -174,9 +195,9 @@ fn silence(ended: Option<&Ended>, deadline: Duration) -> String {
 }
 
 /// Listens until the warden has nothing more to say.
-async fn hear(output: ChildStdout, progress: &Progress) -> Heard {
+async fn hear(output: ChildStdout, progress: &Progress, words: &Words) -> Heard {
     let mut heard = Heard::default();
-    let mut reader = BufReader::new(output.take(LONGEST_OUTPUT));
+    let mut reader = BufReader::new(output);
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -189,19 +210,51 @@ async fn hear(output: ChildStdout, progress: &Progress) -> Heard {
         match kind {
             b'e' => heard.ended = serde_json::from_slice(text).ok(),
             _ if text.is_empty() => {}
-            _ => heard.take(text, progress),
+            _ => heard.take(text, progress, words),
         }
-    }
-    if reader.get_ref().limit() == 0 {
-        heard.stray = Some("it printed more than 64 MiB".to_owned());
     }
     heard
 }
 
+/// Makes what executables say fit to be told: without secrets, and without what terminals obey.
+struct Words(Vec<String>);
+
+impl Words {
+    fn without(secrets: &SecretValues) -> Self {
+        let values = secrets.provider.values().chain(secrets.worker.values());
+        Self(values.filter(|value| value.len() >= SHORTEST_SECRET).cloned().collect())
+    }
+
+    fn fit_to_tell(&self, text: &str) -> String {
+        let mut text = text.replace(|c: char| c.is_control() && c != '\n', " ");
+        for secret in &self.0 {
+            text = text.replace(secret.as_str(), "***");
+        }
+        text
+    }
+
+    fn said(&self, error: ProviderError) -> ProviderError {
+        let tell = |text: String| self.fit_to_tell(&text);
+        match error {
+            ProviderError::NotFound(why) => ProviderError::NotFound(tell(why)),
+            ProviderError::AlreadyExists(why) => ProviderError::AlreadyExists(tell(why)),
+            ProviderError::OutOfCapacity(why) => ProviderError::OutOfCapacity(tell(why)),
+            ProviderError::Quota(why) => ProviderError::Quota(tell(why)),
+            ProviderError::RateLimited { message, retry_after } => {
+                ProviderError::RateLimited { message: tell(message), retry_after }
+            }
+            ProviderError::Unauthenticated(why) => ProviderError::Unauthenticated(tell(why)),
+            ProviderError::InvalidSpec(why) => ProviderError::InvalidSpec(tell(why)),
+            ProviderError::Transient(why) => ProviderError::Transient(tell(why)),
+            ProviderError::UnknownOutcome(why) => ProviderError::UnknownOutcome(tell(why)),
+        }
+    }
+}
+
 impl Heard {
-    fn take(&mut self, text: &[u8], progress: &Progress) {
+    fn take(&mut self, text: &[u8], progress: &Progress, words: &Words) {
         match serde_json::from_slice::<Line>(text) {
-            Ok(Line::Progress { message }) => progress.tell(&message),
+            Ok(Line::Progress { message }) => progress.tell(&words.fit_to_tell(&message)),
             Ok(_) if self.answer.is_some() => {
                 self.stray.get_or_insert_with(|| "it answered twice".to_owned());
             }

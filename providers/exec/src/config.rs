@@ -1,7 +1,7 @@
 //! What a pool file says of a provider of type `exec`. Field documentation is user documentation.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pool_provider::{HumanDuration, SecretSource};
 use schemars::JsonSchema;
@@ -14,16 +14,22 @@ const LONGEST_SHOWN: usize = 60;
 /// Any executable that speaks the provider protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Config {
-    /// The executable and its arguments. A path with a slash in it counts from where `pool` runs; without one, it
-    /// is looked for in `PATH`.
+    /// The executable and its arguments: a path from `directory` on when there is a slash in it, else a name that is
+    /// looked for in `PATH`. Nothing secret belongs here.
     #[schemars(length(min = 1), inner(length(min = 1)), example = ["./providers/processes.sh"])]
     pub command: Vec<String>,
+    /// Where the executable runs: paths in `command` and of `from_file` count from there. By default where `pool` ran
+    /// when it read the file, which is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1), example = &"/etc/pool/providers")]
+    pub directory: Option<PathBuf>,
     /// Whatever the executable wants to be told: it is part of each request. It is checked by what the executable
     /// says of itself. Nothing secret belongs here.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schemars(example = json!({ "folder": "/var/lib/workers" }))]
     pub config: Map<String, Value>,
-    /// Variables of the executable's environment. Of `pool`'s own it gets `PATH`, `HOME`, `LANG` and `TMPDIR`.
+    /// Variables of the executable's environment. Of `pool`'s own it gets `PATH`, `HOME`, `LANG` and `TMPDIR`. Nothing
+    /// secret belongs here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(example = json!({ "AWS_REGION": "eu-central-1" }))]
     pub environment: BTreeMap<String, String>,
@@ -41,7 +47,7 @@ pub struct Config {
     #[serde(default = "timeout")]
     #[schemars(example = &"30s")]
     pub timeout: HumanDuration,
-    /// How long the executable has between SIGTERM, at its deadline, and SIGKILL.
+    /// How long the executable and its process group have between SIGTERM, at its deadline, and SIGKILL.
     #[serde(default = "grace")]
     #[schemars(example = &"5s")]
     pub grace: HumanDuration,
@@ -60,6 +66,20 @@ fn grace() -> HumanDuration {
 }
 
 impl Config {
+    /// Returns the config with a `directory`, below where this process runs if it is a relative one.
+    #[must_use]
+    pub fn in_directory(mut self) -> Self {
+        let given = self.directory.take().unwrap_or_else(|| PathBuf::from("."));
+        // Without a working directory there is nothing to be relative to: the call will say so.
+        self.directory = Some(std::path::absolute(&given).unwrap_or(given));
+        self
+    }
+
+    /// Returns the path as it is from where the executable runs.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.directory.as_ref().map_or_else(|| path.into(), |directory| directory.join(path))
+    }
+
     /// Returns the command as it is told to people: an interpreter alone says little.
     pub(crate) fn shown(&self) -> String {
         let program = self.command.first().map_or("", String::as_str);

@@ -11,6 +11,7 @@
 //! | [`warden`]   | the step between us and the executable: it ends what takes too long          |
 //! | `call`       | one call: what is sent, what is heard, and what that comes to                |
 //! | `logs`       | what executables print on standard error, kept for each operation            |
+//! | `shared`     | one listing for all who want one at the same time                           |
 //! | `provider`   | the contract's methods as calls                                             |
 //!
 //! Linux only. Trusts nothing that an executable answers; does not retry, and knows no engine.
@@ -20,6 +21,7 @@ mod config;
 mod logs;
 pub mod protocol;
 mod provider;
+mod shared;
 pub mod warden;
 
 pub use config::Config;

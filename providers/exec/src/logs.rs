@@ -7,28 +7,39 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::protocol::Method;
 
 /// How long logs are kept.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How large a file may be to be gone on with; larger ones are begun anew.
-const LARGEST: u64 = 1024 * 1024;
+const LARGEST: u64 = 512 * 1024;
 
-/// The logs of one provider.
+/// How often it is looked for old ones: a server runs for months.
+const LOOKED: Duration = Duration::from_secs(3600);
+
+/// The logs of one provider; clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Logs(PathBuf);
+pub(crate) struct Logs {
+    folder: PathBuf,
+    /// When old ones were looked for.
+    looked: Arc<Mutex<Option<Instant>>>,
+}
 
 impl Logs {
     pub(crate) fn at(folder: PathBuf) -> Self {
-        Self(folder)
+        Self { folder, looked: Arc::default() }
     }
 
     /// Opens the log of a call, and notes there what is called. Where none can be kept there is none: that costs no
     /// call.
     pub(crate) fn open(&self, method: &Method) -> io::Result<(PathBuf, File)> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        self.forget_now_and_then();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
         let (name, goes_on) = match (method, method.worker()) {
             (Method::Create(create), _) => {
                 (format!("{}.create.{}.log", create.worker.object_name, create.attempt), true)
@@ -38,7 +49,7 @@ impl Logs {
             }
             (_, Some(_) | None) => (format!("{}.log", method.name()), false),
         };
-        let path = self.0.join(name);
+        let path = self.folder.join(name);
         let is_small = path.metadata().is_ok_and(|found| found.len() < LARGEST);
         let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
         if !goes_on || !is_small {
@@ -57,9 +68,17 @@ impl Logs {
         Ok((path, file))
     }
 
+    fn forget_now_and_then(&self) {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_none_or(|looked| looked.elapsed() > LOOKED) {
+            *looked = Some(Instant::now());
+            self.forget();
+        }
+    }
+
     /// Removes logs that nobody wants any more.
-    pub(crate) fn forget(&self) {
-        let Ok(entries) = fs::read_dir(&self.0) else { return };
+    fn forget(&self) {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return };
         for entry in entries.flatten() {
             let is_old = || {
                 let age = entry.metadata().ok()?.modified().ok()?.elapsed().ok()?;

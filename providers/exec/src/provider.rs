@@ -20,6 +20,7 @@ use crate::logs::Logs;
 use crate::protocol::{
     Delete, Described, Extra, Health, List, Listed, Method, Probed, Reset, Update, VERSION, Worker,
 };
+use crate::shared::{Shared, Whole};
 
 /// How much sooner than its caller gives up a call is ended, beside the grace: its last words are worth hearing.
 const MARGIN: Duration = Duration::from_millis(500);
@@ -54,6 +55,7 @@ pub struct ExecProvider {
     caller: Caller,
     description: Description,
     methods: BTreeSet<Extra>,
+    whole: Arc<Shared>,
 }
 
 impl ExecProvider {
@@ -63,7 +65,6 @@ impl ExecProvider {
     /// When it cannot be asked, does not answer, or speaks other versions of the protocol only.
     pub async fn open(config: Config, settings: Settings) -> Result<Self, ProviderError> {
         let logs = Logs::at(settings.logs.clone());
-        logs.forget();
         let caller = Caller { config, settings: Arc::new(settings), logs };
         let limit = caller.config.timeout.get();
         let quiet = Progress::default();
@@ -76,8 +77,8 @@ impl ExecProvider {
             )));
         }
         let methods = described.methods.clone();
-        let description = described.into_description(caller.config.grace.get() + MARGIN);
-        Ok(Self { caller, description, methods })
+        let description = described.into_description(caller.config.grace.get() + MARGIN, limit);
+        Ok(Self { caller, description, methods, whole: Arc::default() })
     }
 
     async fn ask(&self, method: Method) -> Result<Value, ProviderError> {
@@ -110,28 +111,41 @@ impl ExecProvider {
 
     /// Looks for a worker in a whole listing.
     async fn find(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
-        let mut page = None;
-        let mut complete = true;
-        loop {
-            let listing = self.list(&worker.owner, page.as_ref()).await?;
-            complete &= listing.complete;
-            let is_it = |seen: &ObservedWorker| {
-                let id = worker.provider_id.as_ref();
-                seen.name == worker.name && id.is_none_or(|id| *id == seen.provider_id)
-            };
-            if let Some(found) = listing.workers.into_iter().find(is_it) {
-                return Ok(found);
-            }
-            match listing.next {
-                Some(next) => page = Some(next),
-                None if complete => return Err(ProviderError::NotFound(worker.name.to_string())),
-                None => {
-                    let why = format!("{}: the listing is not complete", worker.name);
-                    return Err(ProviderError::Transient(why));
-                }
+        let whole = self.whole.since_now(&worker.owner, || self.list_all(&worker.owner)).await?;
+        let is_it = |seen: &&ObservedWorker| {
+            let id = worker.provider_id.as_ref();
+            seen.name == worker.name && id.is_none_or(|id| *id == seen.provider_id)
+        };
+        match whole.workers.iter().find(is_it) {
+            Some(found) => Ok(found.clone()),
+            None if whole.complete => Err(ProviderError::NotFound(worker.name.to_string())),
+            None => {
+                let why = format!("{}: the listing is not complete", worker.name);
+                Err(ProviderError::Transient(why))
             }
         }
     }
+
+    /// Lists all pages.
+    async fn list_all(&self, owner: &DeploymentId) -> Result<Whole, ProviderError> {
+        let mut whole = Whole { workers: Vec::new(), complete: true };
+        let (mut page, mut seen) = (None, BTreeSet::new());
+        loop {
+            let listing = self.list(owner, page.as_ref()).await?;
+            whole.complete &= listing.complete;
+            whole.workers.extend(listing.workers);
+            match listing.next {
+                Some(next) if seen.insert(next.0.clone()) => page = Some(next),
+                Some(_) => return Err(ProviderError::Transient(wrong("list", &"it never ends"))),
+                None => return Ok(whole),
+            }
+        }
+    }
+}
+
+/// Makes sure that an answer is about the very worker that was asked for.
+fn is_asked_for(asked: &WorkerRef, answered: &ObservedWorker) -> bool {
+    asked.provider_id.as_ref().is_none_or(|id| *id == answered.provider_id)
 }
 
 /// Reads what a method answers that only looks.
@@ -178,9 +192,6 @@ impl WorkerProvider for ExecProvider {
         let asked = List { owner: owner.clone(), page: page.clone() };
         let listed: Listed = read(self.ask(Method::List(asked)).await?, "list")?;
         let lie = |why: String| ProviderError::Transient(format!("its listing is wrong: {why}"));
-        if page.is_some() && listed.next == page {
-            return Err(lie("`next` is the page itself".to_owned()));
-        }
         let workers = listed.workers.into_iter().map(|worker| worker.observed(owner));
         Ok(Listing {
             workers: workers.collect::<Result<_, _>>().map_err(lie)?,
@@ -194,8 +205,13 @@ impl WorkerProvider for ExecProvider {
             return self.find(worker).await;
         }
         let answer = self.ask(Method::Get(worker.into())).await?;
-        let seen = Self::worker(answer, ("get", &worker.owner, &worker.name));
-        seen.map_err(|error| ProviderError::Transient(error.to_string()))
+        let seen = Self::worker(answer, ("get", &worker.owner, &worker.name))
+            .map_err(|error| ProviderError::Transient(error.to_string()))?;
+        if !is_asked_for(worker, &seen) {
+            let why = format!("{}: it is {} now", worker.name, seen.provider_id);
+            return Err(ProviderError::NotFound(why));
+        }
+        Ok(seen)
     }
 
     async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
@@ -203,7 +219,12 @@ impl WorkerProvider for ExecProvider {
         let (labels, tags) = (request.labels.clone(), request.tags.clone());
         let update = Update { worker: worker.into(), labels, tags };
         let answer = self.ask(Method::Update(update)).await?;
-        Self::worker(answer, ("update", &worker.owner, &worker.name))
+        let updated = Self::worker(answer, ("update", &worker.owner, &worker.name))?;
+        if !is_asked_for(worker, &updated) {
+            let why = format!("it is about {}", updated.provider_id);
+            return Err(ProviderError::UnknownOutcome(wrong("update", &why)));
+        }
+        Ok(updated)
     }
 
     async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {

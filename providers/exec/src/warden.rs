@@ -1,9 +1,9 @@
 //! The warden step: what runs between us and an executable.
 //!
 //! It is a process of its own because a call has to end even when its caller does not live to end it. The warden
-//! starts the executable in a process group of its own, passes its lines on, and ends it with SIGTERM and, a grace
-//! later, the whole group with SIGKILL: at the deadline, or as soon as the caller is gone, which shows in the end of
-//! standard input. Having one thread and one child, it is also where a file descriptor can be passed on without any
+//! starts the executable in a process group of its own, passes its lines on, and ends the group with SIGTERM and, a grace
+//! later, SIGKILL: at the deadline, when it floods us, or as soon as the caller is gone, which shows in the end of standard
+//! input. What is left of the group when the executable has ended is killed too: nothing works on behind an answer. Having one thread and one child, it is also where a file descriptor can be passed on without any
 //! other child getting it: the request and the secrets arrive on standard input, so that no secret is ever in an
 //! argument list, a variable or a file.
 //!
@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -30,8 +31,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::{METHOD, SECRETS_FD, SecretValues};
 
+/// How much an executable may print in one call, in bytes.
+pub(crate) const LONGEST_OUTPUT: u64 = 64 * 1024 * 1024;
 /// How much of what an executable prints on standard error is kept.
-const LONGEST_LOG: usize = 1024 * 1024;
+const LONGEST_LOG: usize = 512 * 1024;
+/// How much is read of one stream at a time, in buffers: the deadline and the other stream have their turn too.
+const TURN: usize = 16;
 /// How much of its end is told.
 const LAST_WORDS: usize = 1024;
 
@@ -40,6 +45,8 @@ const LAST_WORDS: usize = 1024;
 pub(crate) struct Envelope {
     /// The executable and its arguments.
     pub(crate) command: Vec<String>,
+    /// Where it runs.
+    pub(crate) directory: Option<PathBuf>,
     /// All of its environment.
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) method: String,
@@ -78,6 +85,8 @@ pub(crate) enum Cut {
     Deadline,
     /// Nobody waits for it any more.
     Caller,
+    /// It printed too much.
+    Flood,
 }
 
 /// Runs the warden step.
@@ -143,7 +152,11 @@ fn start(envelope: &Envelope, secrets: &File) -> io::Result<Child> {
     fill(&mut request, envelope.request.as_bytes())?;
     // The one child of this process gets it.
     fcntl_setfd(secrets, FdFlags::empty())?;
-    Command::new(program)
+    let mut command = Command::new(program);
+    if let Some(directory) = &envelope.directory {
+        command.current_dir(directory);
+    }
+    command
         .args(arguments)
         .env_clear()
         .envs(&envelope.environment)
@@ -187,48 +200,44 @@ struct Signs {
 
 impl<'a> Ward<'a> {
     fn new(mut child: Child, answers: &'a mut File, envelope: &Envelope) -> io::Result<Self> {
-        let pid = Pid::from_child(&child);
-        let ended = pidfd_open(pid, PidfdFlags::empty())?;
+        let ward = Self::around(&mut child, envelope);
+        match ward {
+            Ok((ended, timer, lines, log)) => {
+                let grace = Duration::from_millis(envelope.grace_ms);
+                Ok(Self { child, ended, timer, lines, log, answers, grace })
+            }
+            Err(error) => {
+                // Nobody would end it.
+                end(&mut child);
+                Err(error)
+            }
+        }
+    }
+
+    fn around(
+        child: &mut Child,
+        envelope: &Envelope,
+    ) -> io::Result<(OwnedFd, OwnedFd, Lines, Log)> {
+        let ended = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
         set(&timer, Duration::from_millis(envelope.deadline_ms))?;
         let piped = || io::Error::other("its output is not there");
         let lines = Lines::new(child.stdout.take().ok_or_else(piped)?.into())?;
         let log = Log::new(child.stderr.take().ok_or_else(piped)?.into())?;
-        let grace = Duration::from_millis(envelope.grace_ms);
-        Ok(Self { child, ended, timer, lines, log, answers, grace })
+        Ok((ended, timer, lines, log))
     }
 
     /// Passes on what the executable says until it has ended, or is ended.
     fn watch(mut self, caller: &File) -> io::Result<Ended> {
-        let mut cut = None;
-        loop {
-            let signs = self.wait(cut.is_none().then(|| caller.as_fd()))?;
-            if signs.log {
-                self.log.pump();
+        let cut = match self.watch_over(caller) {
+            Ok(cut) => cut,
+            Err(error) => {
+                end(&mut self.child);
+                return Err(error);
             }
-            // Whoever listened is gone.
-            let gone = (signs.lines && self.lines.pump(self.answers).is_err()) || signs.caller;
-            if signs.end {
-                break;
-            }
-            match cut {
-                None if gone || signs.time => {
-                    cut = Some(if signs.time { Cut::Deadline } else { Cut::Caller });
-                    self.signal(Signal::TERM)?;
-                    set(&self.timer, self.grace)?;
-                }
-                Some(_) if signs.time => {
-                    self.signal(Signal::KILL)?;
-                    // It is the kernel's now; its end is what is waited for.
-                    set(&self.timer, Duration::from_secs(3600))?;
-                }
-                None | Some(_) => {}
-            }
-        }
-        if cut.is_some() {
-            // Its group may have outlived it. Until it is waited for, no other group has its number.
-            self.signal(Signal::KILL)?;
-        }
+        };
+        // Its group may have outlived it. Until it is waited for, no other group has its number.
+        self.signal(Signal::KILL);
         let status = self.child.wait()?;
         self.log.pump();
         // What it said at last counts, whether or not anybody listens.
@@ -238,6 +247,40 @@ impl<'a> Ward<'a> {
             (None, signal) => How::Killed(signal.unwrap_or(0)),
         };
         Ok(Ended { how, cut, last_words: self.log.last_words() })
+    }
+
+    fn watch_over(&mut self, caller: &File) -> io::Result<Option<Cut>> {
+        let mut cut = None;
+        loop {
+            let signs = self.wait(cut.is_none().then(|| caller.as_fd()))?;
+            if signs.log {
+                self.log.pump();
+            }
+            // Whoever listened is gone.
+            let gone = (signs.lines && self.lines.pump(self.answers).is_err()) || signs.caller;
+            if signs.end {
+                return Ok(cut);
+            }
+            match cut {
+                None if gone || signs.time || self.lines.is_flood() => {
+                    cut = Some(if signs.time {
+                        Cut::Deadline
+                    } else if gone {
+                        Cut::Caller
+                    } else {
+                        Cut::Flood
+                    });
+                    self.signal(Signal::TERM);
+                    set(&self.timer, self.grace)?;
+                }
+                Some(_) if signs.time => {
+                    self.signal(Signal::KILL);
+                    // It is the kernel's now; its end is what is waited for.
+                    set(&self.timer, Duration::from_secs(3600))?;
+                }
+                None | Some(_) => {}
+            }
+        }
     }
 
     fn wait(&self, caller: Option<BorrowedFd<'_>>) -> io::Result<Signs> {
@@ -265,11 +308,17 @@ impl<'a> Ward<'a> {
         })
     }
 
-    fn signal(&self, signal: Signal) -> io::Result<()> {
-        match kill_process_group(Pid::from_child(&self.child), signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+    /// Signals the group. One that runs as somebody else by now cannot be signalled: its end is waited for.
+    fn signal(&self, signal: Signal) {
+        let _is_signalled = kill_process_group(Pid::from_child(&self.child), signal).is_ok();
+    }
+}
+
+/// Ends an executable that cannot be looked after.
+fn end(child: &mut Child) {
+    let group = Pid::from_child(child);
+    if kill_process_group(group, Signal::KILL).is_ok() {
+        let _ended = child.wait().is_ok();
     }
 }
 
@@ -305,38 +354,53 @@ struct Lines {
     source: Option<File>,
     /// A line whose end has not come yet.
     begun: Vec<u8>,
+    /// How much was printed in all, in bytes.
+    printed: u64,
 }
 
 impl Lines {
     fn new(source: OwnedFd) -> io::Result<Self> {
-        Ok(Self { source: Some(without_waiting(source)?), begun: Vec::new() })
+        Ok(Self { source: Some(without_waiting(source)?), begun: Vec::new(), printed: 0 })
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
         self.source.as_ref().map(AsFd::as_fd)
     }
 
-    /// Passes on the lines that are there.
+    /// Returns whether it printed more than it may; the rest is thrown away.
+    fn is_flood(&self) -> bool {
+        self.printed > LONGEST_OUTPUT
+    }
+
+    /// Passes on the lines that are there, for one turn.
     ///
     /// # Errors
     /// When nobody takes them.
     fn pump(&mut self, answers: &mut File) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
-        while let Some(source) = &mut self.source {
+        for _ in 0..TURN {
+            let Some(source) = &mut self.source else { return Ok(()) };
             match read_now(source, &mut buffer) {
-                Ok(Some(count)) => {
-                    for part in buffer[..count].split_inclusive(|byte| *byte == b'\n') {
-                        self.begun.extend_from_slice(part);
-                        if self.begun.pop_if(|last| *last == b'\n').is_some() {
-                            let line = std::mem::take(&mut self.begun);
-                            frame(answers, b'o', &line)?;
-                        }
-                    }
-                }
-                Ok(None) => self.source = None,
+                Ok(Some(count)) => self.take(&buffer[..count], answers)?,
                 // Nothing more is there now, or ever.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => self.source = None,
+                Ok(None) | Err(_) => self.source = None,
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, text: &[u8], answers: &mut File) -> io::Result<()> {
+        self.printed += text.len() as u64;
+        if self.is_flood() {
+            self.begun = Vec::new();
+            return Ok(());
+        }
+        for part in text.split_inclusive(|byte| *byte == b'\n') {
+            self.begun.extend_from_slice(part);
+            if self.begun.pop_if(|last| *last == b'\n').is_some() {
+                let line = std::mem::take(&mut self.begun);
+                frame(answers, b'o', &line)?;
             }
         }
         Ok(())
@@ -370,7 +434,8 @@ impl Log {
 
     fn pump(&mut self) {
         let mut buffer = [0; 16 * 1024];
-        while let Some(source) = &mut self.source {
+        for _ in 0..TURN {
+            let Some(source) = &mut self.source else { return };
             match read_now(source, &mut buffer) {
                 Ok(Some(count)) => self.keep(&buffer[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

@@ -24,6 +24,9 @@ use crate::{find, limits, stop};
 /// Where programs are found when a worker's environment does not say: the usual places.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How long a launcher may take that nobody waits for any more.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// How long a worker may take to be gone after SIGKILL, beyond its grace.
 const KILL_MARGIN: Duration = Duration::from_secs(20);
 
@@ -237,8 +240,9 @@ impl WorkerProvider for LocalProvider {
             worker_types: vec!["process".to_owned()],
             idempotency: Idempotency::Token,
             consistency: Consistency::Strong,
-            settle: Duration::ZERO,
+            settle: SETTLE,
             slowest_delete: self.settings.stop_grace + KILL_MARGIN,
+            slowest_look: Duration::ZERO,
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: true,
             tells_ends: true,

@@ -262,6 +262,7 @@ impl WorkerProvider for SimProvider {
             consistency: self.settings.consistency(),
             settle: Duration::from_millis(self.settings.settle_ms()),
             slowest_delete: Duration::from_millis(self.settings.latency_ms),
+            slowest_look: Duration::ZERO,
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: false,
             tells_ends: false,

@@ -268,7 +268,7 @@ async fn hold_all(keeper: &Keeper, pools: &BTreeSet<PoolId>) -> Result<Hold, Sta
 /// Plans and applies; what single workers fail at is healed later.
 async fn under_locks(keeper: &Keeper, pools: &[LoadedPool], hold: &Hold) -> Result<(), PoolError> {
     // All of what the files say, or nothing: pools that cannot be seen are no reason to say that it is done.
-    let reconciler = keeper.reconciler(pools, PARALLELISM).await?;
+    let reconciler = keeper.reconciler(pools, PARALLELISM, Unseen::new()).await?;
     let reconciler = Reconciler { unseen: Unseen::new(), effort: Effort::PATIENT, ..reconciler };
     let desired = reconciler.desired(pools);
     let mut plan = reconciler.plan_settled(&desired, &PlanOptions::default(), true).await?.plan;

@@ -171,7 +171,7 @@ async fn reconciler(
             origins: BTreeMap::new(),
         })
         .collect();
-    let reconciler = keeper.reconciler(&pools, PARALLELISM).await?;
+    let reconciler = keeper.reconciler(&pools, PARALLELISM, keeper.unseen()).await?;
     let desired = reconciler.desired(&pools);
     Ok((reconciler, desired))
 }
@@ -347,7 +347,7 @@ impl Keeper {
         recent.map(|(name, (_, why))| (name.clone(), why.clone())).collect()
     }
 
-    fn set_unseen(&self, failed: BTreeMap<String, String>) {
+    pub(super) fn set_unseen(&self, failed: BTreeMap<String, String>) {
         let mut all = self.unseen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         all.retain(|_, (since, _)| since.elapsed() < LOOK);
         for (name, why) in failed {

@@ -25,7 +25,7 @@ pub use self::files::Files;
 use super::desk::Desk;
 use super::providers::Providers;
 use super::vitals::Prober;
-use super::{Effort, PoolError, Reconciler, Secrets, StaticPoolManager, Watcher};
+use super::{Effort, PoolError, Reconciler, Secrets, StaticPoolManager, Unseen, Watcher};
 use crate::apply::Leased;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::LoadedPool;
@@ -218,11 +218,12 @@ impl Keeper {
         let _closed = self.closing.subscribe().wait_for(|closing| *closing).await.is_ok();
     }
 
-    /// Puts together what a run over these pools needs.
+    /// Puts together what a run over these pools needs, without these providers.
     async fn reconciler(
         &self,
         pools: &[LoadedPool],
         parallelism: usize,
+        mut unseen: Unseen,
     ) -> Result<Reconciler, PoolError> {
         self.providers.declare(self.store.provider_configs().await?);
         let declared = pools.iter().filter_map(|pool| {
@@ -231,12 +232,18 @@ impl Keeper {
         let providers = self.providers.with(declared.collect());
         let mut names = self.store.provider_names().await?;
         names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
-        let (providers, failed) = providers.get_all(&names).await;
+        names.retain(|name| !unseen.contains_key(name));
+        let (providers, failed) = providers.get_all(&names, Effort::BRIEF.timeout).await;
         // One that cannot be opened keeps nobody from healing what others have.
-        let absent = failed.into_iter().map(|(name, error)| match error {
-            PoolError::Provider { reason, .. } => (name, reason),
-            other => (name, other.to_string()),
-        });
+        let absent: Unseen = failed
+            .into_iter()
+            .map(|(name, error)| match error {
+                PoolError::Provider { reason, .. } => (name, reason),
+                other => (name, other.to_string()),
+            })
+            .collect();
+        self.set_unseen(absent.clone());
+        unseen.extend(absent.clone());
         Ok(Reconciler {
             store: self.store.clone(),
             providers,
@@ -245,8 +252,8 @@ impl Keeper {
             parallelism,
             // What is leased is looked at again when the lease ends.
             leased: Leased::Leave,
-            absent: absent.collect(),
-            unseen: self.unseen(),
+            absent,
+            unseen,
             effort: Effort::BRIEF,
         })
     }

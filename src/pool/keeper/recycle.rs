@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::Keeper;
+use crate::clock::Stopwatch;
 use crate::config::RecycleConfig;
 use crate::probe::{self, Probed};
 use crate::state::leases::RECYCLE_ATTEMPTS;
@@ -118,10 +119,13 @@ async fn try_once(
     used: &Used,
     recycle: &RecycleConfig,
 ) -> Result<Option<ObservedWorker>, Unclean> {
-    let limit = recycle.timeout;
+    let (since, limit) = (Stopwatch::start(), recycle.timeout);
     let cleaning = async {
-        let reset =
-            if recycle.reset { Some(reset(keeper, used, limit.get()).await?) } else { None };
+        let reset = if recycle.reset {
+            Some(reset(keeper, used, (since, limit.get())).await?)
+        } else {
+            None
+        };
         let worker = match &reset {
             Some(ObservedWorker { addresses, .. }) => {
                 Watched { addresses: addresses.clone(), ..used.worker.clone() }
@@ -138,7 +142,11 @@ async fn try_once(
     timeout(limit.get(), cleaning).await.unwrap_or_else(|_| out_of_time())
 }
 
-async fn reset(keeper: &Keeper, used: &Used, limit: Duration) -> Result<ObservedWorker, Unclean> {
+async fn reset(
+    keeper: &Keeper,
+    used: &Used,
+    (since, limit): (Stopwatch, Duration),
+) -> Result<ObservedWorker, Unclean> {
     let worker = &used.worker;
     let hopeless = |why: String| Unclean { why, hopeless: true, wait: None };
     let provider = keeper.providers.get(&worker.provider).await;
@@ -146,16 +154,18 @@ async fn reset(keeper: &Keeper, used: &Used, limit: Duration) -> Result<Observed
     if !provider.describe().resets {
         return Err(hopeless(format!("the provider `{}` resets no workers", worker.provider)));
     }
+    let spec = keeper.secrets.resolve(&used.spec)?.spec;
+    let _turn = provider.turn(Call::Change).await;
     let request = ResetRequest {
         worker: WorkerRef {
             owner: keeper.store.deployment().clone(),
             name: worker.name.clone(),
             provider_id: worker.provider_id.clone(),
         },
-        spec: keeper.secrets.resolve(&used.spec)?.spec,
-        timeout: limit,
+        spec,
+        // What the provider's turn left of it.
+        timeout: limit.saturating_sub(since.elapsed()),
     };
-    let _turn = provider.turn(Call::Change).await;
     match provider.reset(&request).await {
         // Providers are not trusted: under another id it would be lost.
         Ok(reset)

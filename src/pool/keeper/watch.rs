@@ -259,6 +259,8 @@ impl Watch {
         let prober = self.keeper.desk.prober().clone();
         let (found, permits) = (self.found.clone(), Arc::clone(&self.permits));
         tokio::spawn(async move {
+            // One that hangs while it is opened must not keep the workers of others from being probed.
+            let _opened = prober.open(&worker).await.is_ok();
             // The semaphore is never closed; without a permit the probe would only be one too many.
             let _permit = permits.acquire().await.ok();
             let probed = prober.probe(&worker, &check).await;

@@ -232,13 +232,16 @@ impl<S: Subject> Trial<'_, S> {
     async fn list(&self) -> Result<Vec<ObservedWorker>, String> {
         let provider = self.subject.provider();
         let mut workers = Vec::new();
-        let mut page = None;
+        let (mut page, mut seen) = (None, BTreeSet::new());
         loop {
             let listed = provider.list(&self.owner, page.as_ref()).await;
             let listing = listed.map_err(|error| format!("list failed: {error}"))?;
             workers.extend(listing.workers);
             match listing.next {
-                Some(next) => page = Some(next),
+                Some(next) if seen.insert(next.0.clone()) => page = Some(next),
+                Some(next) => {
+                    return Err(format!("the listing leads back to the page {:?}", next.0));
+                }
                 None => return Ok(workers),
             }
         }

@@ -11,6 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// The longest that an executable is believed when it asks to come back later.
+const LONGEST_WAIT: Duration = Duration::from_secs(5 * 60);
+
 /// One line that an executable prints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -71,7 +74,8 @@ impl ErrorCode {
             Self::OutOfCapacity => ProviderError::OutOfCapacity(message),
             Self::Quota => ProviderError::Quota(message),
             Self::RateLimited => {
-                let retry_after = retry_after_ms.map(Duration::from_millis);
+                let retry_after =
+                    retry_after_ms.map(|wait| Duration::from_millis(wait).min(LONGEST_WAIT));
                 ProviderError::RateLimited { message, retry_after }
             }
             Self::Unauthenticated => ProviderError::Unauthenticated(message),
@@ -163,8 +167,8 @@ pub enum Extra {
 }
 
 impl Described {
-    /// Returns the contract's description. A call that was cut off may go on for `grace`.
-    pub(crate) fn into_description(self, grace: Duration) -> Description {
+    /// Returns the contract's description. A call that was cut off may go on for `grace`; one that looks may take `look`.
+    pub(crate) fn into_description(self, grace: Duration, look: Duration) -> Description {
         let has = |method| self.methods.contains(&method);
         let in_place = if has(Extra::Update) { self.in_place.clone() } else { Vec::new() };
         Description {
@@ -176,6 +180,7 @@ impl Described {
             consistency: self.consistency,
             settle: Duration::from_millis(self.settle_ms).saturating_add(grace),
             slowest_delete: Duration::from_millis(self.slowest_delete_ms).saturating_add(grace),
+            slowest_look: look.saturating_add(grace),
             one_host: self.one_host,
             tells_ends: false,
             capacity: self.capacity,

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use pool_provider::{
     CreateRequest, DeleteRequest, ProbeOutcome, Progress, ProviderError, UpdateRequest,
-    WorkerProvider as _,
+    WorkerProvider as _, WorkerRef,
 };
 use serde_json::json;
+use tokio::time::timeout;
 
-use super::ground::{Ground, created, name, owner, reference, request};
+use super::ground::{DESCRIBED, Ground, PATIENCE, created, name, owner, reference, request};
 
 #[tokio::test]
 async fn progress_is_told_and_the_answer_counts_whatever_the_exit_code() {
@@ -115,6 +116,34 @@ async fn executables_are_not_trusted() {
 }
 
 #[tokio::test]
+async fn another_worker_of_the_same_name_is_not_the_one_that_is_asked_for() {
+    let ground = Ground::new();
+    let provider = ground.script(&format!("echo '{}'", created(&json!({})))).await;
+    let worker = WorkerRef { provider_id: Some("i-0".into()), ..reference() };
+    assert!(matches!(provider.get(&worker).await, Err(ProviderError::NotFound(_))));
+    let update = UpdateRequest { worker, labels: [].into(), tags: Vec::new() };
+    assert!(provider.update(&update).await.unwrap_err().is_unknown());
+}
+
+#[tokio::test]
+async fn a_listing_that_goes_round_is_an_error() {
+    let ground = Ground::new();
+    // Each page leads to the other one.
+    let described = DESCRIBED.replace('\n', "").replace(
+        r#""methods":["get","update","probe","reset"],"in_place":["labels"]"#,
+        r#""methods":[]"#,
+    );
+    let script = format!(
+        "if [ $POOL_METHOD = describe ]; then echo '{described}'; exit; fi\nif grep -q '\"page\":\"a\"'; then next=b; else \
+         next=a; fi\necho '{{\"type\":\"result\",\"result\":{{\"workers\":[],\"complete\":true,\"next\":\"'$next'\"}}}}'"
+    );
+    let path = ground.write("provider.sh", &script);
+    let provider = ground.open(Ground::config(&["/bin/sh", path.to_str().unwrap()])).await.unwrap();
+    let found = timeout(PATIENCE, provider.get(&reference())).await.unwrap();
+    assert!(found.unwrap_err().to_string().contains("it never ends"));
+}
+
+#[tokio::test]
 async fn without_get_and_probe_the_listing_tells() {
     let ground = Ground::new();
     let described = r#"{"type":"result","result":{"protocol_versions":[1],"worker_types":["vm"],"idempotency":"token","consistency":"strong"}}"#;
@@ -168,7 +197,7 @@ async fn what_each_method_is_asked_is_in_its_request() {
     }
     assert_eq!(create["params"]["spec"]["environment"], json!({ "PLAIN": "in-the-open" }));
     assert_eq!(create["params"]["spec"]["secret_environment"], json!(["SECRET"]));
-    let worker = pool_provider::WorkerRef { provider_id: Some("i-1".into()), ..reference() };
+    let worker = WorkerRef { provider_id: Some("i-1".into()), ..reference() };
     let delete = DeleteRequest { worker: worker.clone(), attempt: 4 };
     assert!(provider.delete(&delete).await.unwrap_err().is_unknown());
     assert_eq!(asked("delete")["params"]["provider_id"], "i-1");
@@ -188,7 +217,7 @@ async fn the_handshake_says_what_is_wrong_before_anything_else_is_asked() {
         let config = Ground::config(&["/bin/sh", path.to_str().unwrap()]);
         ground.open(config).await.unwrap_err().to_string()
     };
-    let other = super::ground::DESCRIBED.replace("[1]", "[2,3]").replace('\n', "");
+    let other = DESCRIBED.replace("[1]", "[2,3]").replace('\n', "");
     let error = open(&format!("echo '{other}'")).await;
     assert!(error.contains("versions [2, 3]") && error.contains("this is version 1"), "{error}");
     let error = open("echo '{\"type\":\"result\",\"result\":{}}'").await;

@@ -26,11 +26,20 @@ impl Drop for Cleaner {
 
 /// Runs one rule on the Python example with `right` replaced by `wrong`, and says how it is broken.
 async fn broken(rule: &str, right: &str, wrong: &str) -> String {
+    broken_by(rule, &[(right, wrong)]).await
+}
+
+/// The same with several things wrong.
+async fn broken_by(rule: &str, lies: &[(&str, &str)]) -> String {
     let ground = Ground::new();
     let text =
         std::fs::read_to_string(repository().join("examples/providers/processes.py")).unwrap();
-    assert!(text.contains(right), "the example has no {right:?}");
-    let path = ground.write("liar.py", &text.replacen(right, wrong, 1));
+    let mut lying = text;
+    for (right, wrong) in lies {
+        assert!(lying.contains(right), "the example has no {right:?}");
+        lying = lying.replacen(right, wrong, 1);
+    }
+    let path = ground.write("liar.py", &lying);
     let mark = format!("LIAR={}", ground.folder.path().display());
     let _cleaner = Cleaner(mark.clone());
     let mut config = Ground::config(&["python3", path.to_str().unwrap()]);
@@ -73,7 +82,11 @@ async fn late_effects_are_found_out() {
                  os.setsid()\n        sys.stdout = open(os.devnull, 'w')\n        time.sleep(2)\n        create_at_last(config, params, secrets)\n        \
                  os._exit(0)\n    return get(config, params, secrets)\n\n\ndef create_at_last(config, params, \
                  secrets):\n";
-    let how = broken("what a cut off create brings", right, wrong).await;
+    let how = broken_by(
+        "what a cut off create brings",
+        &[(right, wrong), ("\"settle_ms\": 1000", "\"settle_ms\": 0")],
+    )
+    .await;
     assert!(how.contains("came and"), "{how}");
 }
 
