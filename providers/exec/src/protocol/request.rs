@@ -16,8 +16,8 @@ pub struct Request {
     pub provider: String,
     /// The provider's `config` as the pool file has it.
     pub config: Map<String, Value>,
-    /// How long this call may take, in milliseconds. Then the executable is sent SIGTERM, and a grace later its
-    /// process group SIGKILL. The same happens when the caller is gone.
+    /// How long this call may take, in milliseconds. Then the executable's process group is sent SIGTERM, and a grace
+    /// later SIGKILL. The same happens when the caller is gone.
     pub deadline_ms: u64,
     /// What is asked for.
     #[serde(flatten)]
