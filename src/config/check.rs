@@ -96,6 +96,12 @@ fn check_own(pool: &StaticPoolConfig, kind: &ProviderKind, broken: &mut Broken) 
         let pointer = format!("/worker_config/docker/ports/{other}");
         broken.push((pointer, Diagnostic::error("wrong-port", summary).help(help)));
     }
+    if pool.worker_config.docker_enabled && matches!(kind, ProviderKind::Local(_)) {
+        let found =
+            Diagnostic::warning("no-docker", "`docker_enabled` changes nothing for processes")
+                .help("they use whatever Docker engine their user may use");
+        broken.push(("/worker_config/docker_enabled".to_owned(), found));
+    }
     if pool.worker_config.docker_enabled && is_docker {
         let summary =
             "`docker_enabled` lets a job do everything that the engine can, on its host as well";

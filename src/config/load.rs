@@ -294,20 +294,24 @@ impl Loader<'_> {
                 }
             }
             if let Ok(config) = serde_json::from_value::<StaticPoolConfig>(pool) {
-                self.check(document, &base, &config, set);
+                self.check(document, (&base, violations), &config, set);
             }
         }
     }
 
+    /// Checks the rules between fields of the pool at `base`, and leaves out what the schema told already.
     fn check(
         &mut self,
         document: &Document,
-        base: &str,
+        (base, told): (&str, &[Violation]),
         config: &StaticPoolConfig,
         set: &BTreeMap<String, String>,
     ) {
         for (at, found) in check::check(config, &self.declared) {
             let pointer = format!("{base}{at}");
+            if told.iter().any(|violation| violation.pointer == pointer) {
+                continue;
+            }
             let location = document.value_at(&pointer);
             let found = found.on(dotted(&pointer)).at(Some(location));
             self.diagnostics.push(blame(found, set, &pointer));
@@ -322,7 +326,7 @@ impl Loader<'_> {
         config: StaticPoolConfig,
         set: &BTreeMap<String, String>,
     ) -> LoadedPool {
-        self.check(document, base, &config, set);
+        self.check(document, (base, &[]), &config, set);
         let effective = serde_json::to_value(&config).unwrap_or_default();
         let mut origins = BTreeMap::new();
         leaves(&effective, &mut String::new(), &mut |pointer| {

@@ -9,9 +9,9 @@ use pool::clock::{Clock, Entropy};
 use pool::config::{LimitsConfig, ProviderConfig, RateLimit};
 use pool::pool::{ProviderSettings, Providers};
 use pool::state::{Check, OpenOptions, Store, WhenMissing};
-use pool_provider::{Call, SharedProvider};
+use pool_provider::{Call, SharedProvider, WorkerProvider as _};
 use pool_sim::Settings;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::support::{Switch, World};
 
@@ -98,6 +98,19 @@ async fn looking_waits_for_nobody_who_changes_something() {
     let provider = limited(&folder, &store, limits);
     let _long_call = provider.turn(Call::Change).await;
     let _look = provider.turn(Call::Look).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limited_provider_stays_limited_whoever_wraps_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = process(&folder, Clock::system());
+    let limits = LimitsConfig { max_concurrency: Some(1), rate_limit: None };
+    let wrapped = SharedProvider::new(SharedProvider::new(limited(&folder, &store, limits)));
+    let turn = wrapped.turn(Call::Change).await;
+    let next = timeout(Duration::from_millis(300), wrapped.turn(Call::Change));
+    assert!(next.await.is_err(), "it is counted no more");
+    drop(turn);
+    drop(wrapped.turn(Call::Change).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

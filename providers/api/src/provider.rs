@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ProviderError;
 use crate::identity::{DeploymentId, WorkerName};
+use crate::shared::{Call, Turn};
 use crate::spec::{ObservedWorker, ProbeOutcome, WorkerSpec};
 
 /// What makes a repeated create safe.
@@ -314,6 +315,12 @@ pub trait WorkerProvider: Send + Sync + 'static {
     ) -> impl Future<Output = Result<ObservedWorker, ProviderError>> + Send {
         let name = request.worker.name.to_string();
         async move { Err(ProviderError::InvalidSpec(format!("{name}: this provider resets nothing"))) }
+    }
+
+    /// Waits until a call may be made. A provider lets every call through; what limits calls, as
+    /// [`crate::SharedProvider::behind`] does, has them wait here.
+    fn turn(&self, _call: Call) -> impl Future<Output = Turn> + Send {
+        async { Turn::free() }
     }
 
     /// Waits until something is heard of a worker that a probe would find. Where

@@ -33,6 +33,7 @@ trait ErasedProvider: Send + Sync + 'static {
     fn delete<'a>(&'a self, request: &'a DeleteRequest) -> Answer<'a, ()>;
     fn probe<'a>(&'a self, worker: &'a WorkerRef) -> Answer<'a, ProbeOutcome>;
     fn reset<'a>(&'a self, request: &'a ResetRequest) -> Answer<'a, ObservedWorker>;
+    fn turn(&self, call: Call) -> Pin<Box<dyn Future<Output = Turn> + Send + '_>>;
     fn watch<'a>(
         &'a self,
         worker: &'a WorkerRef,
@@ -67,6 +68,9 @@ impl<T: WorkerProvider> ErasedProvider for T {
     }
     fn reset<'a>(&'a self, request: &'a ResetRequest) -> Answer<'a, ObservedWorker> {
         Box::pin(WorkerProvider::reset(self, request))
+    }
+    fn turn(&self, call: Call) -> Pin<Box<dyn Future<Output = Turn> + Send + '_>> {
+        Box::pin(WorkerProvider::turn(self, call))
     }
     fn watch<'a>(
         &'a self,
@@ -134,14 +138,6 @@ impl SharedProvider {
     pub fn behind(self, gate: Arc<dyn Gate>) -> Self {
         Self { gate: Some(gate), ..self }
     }
-
-    /// Waits until one call may be made; the turn is held until the call has answered.
-    pub async fn turn(&self, call: Call) -> Turn {
-        match &self.gate {
-            Some(gate) => gate.pass(call).await,
-            None => Turn::free(),
-        }
-    }
 }
 
 impl fmt::Debug for SharedProvider {
@@ -178,6 +174,13 @@ impl WorkerProvider for SharedProvider {
     }
     async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
         self.provider.reset(request).await
+    }
+    /// Waits until one call may be made; the turn is held until the call has answered.
+    async fn turn(&self, call: Call) -> Turn {
+        match &self.gate {
+            Some(gate) => gate.pass(call).await,
+            None => self.provider.turn(call).await,
+        }
     }
     async fn watch(&self, worker: &WorkerRef) -> Heard {
         self.provider.watch(worker).await
