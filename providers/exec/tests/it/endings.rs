@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use pool_provider::{HumanDuration, SecretSource, WorkerProvider as _};
+use pool_provider::{CreateRequest, HumanDuration, SecretSource, WorkerProvider as _};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -55,7 +55,8 @@ async fn a_last_word_after_sigterm_counts() {
 async fn a_call_that_nobody_waits_for_is_ended() {
     let ground = Ground::new();
     let provider = ground.script(&endless(&ground, "trap '' TERM")).await;
-    let request = request();
+    // Its deadline is later than anybody waits here.
+    let request = CreateRequest { timeout: PATIENCE * 60, ..request() };
     let begun = ground.path("begun");
     tokio::select! {
         answer = provider.create(&request) => panic!("{answer:?}"),
