@@ -112,10 +112,7 @@ impl ExecProvider {
     /// Looks for a worker in a whole listing.
     async fn find(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
         let whole = self.whole.since_now(&worker.owner, || self.list_all(&worker.owner)).await?;
-        let is_it = |seen: &&ObservedWorker| {
-            let id = worker.provider_id.as_ref();
-            seen.name == worker.name && id.is_none_or(|id| *id == seen.provider_id)
-        };
+        let is_it = |seen: &&ObservedWorker| seen.name == worker.name && is_asked_for(worker, seen);
         match whole.workers.iter().find(is_it) {
             Some(found) => Ok(found.clone()),
             None if whole.complete => Err(ProviderError::NotFound(worker.name.to_string())),
@@ -143,7 +140,7 @@ impl ExecProvider {
     }
 }
 
-/// Makes sure that an answer is about the very worker that was asked for.
+/// Returns whether an answer is about the very worker that was asked for.
 fn is_asked_for(asked: &WorkerRef, answered: &ObservedWorker) -> bool {
     asked.provider_id.as_ref().is_none_or(|id| *id == answered.provider_id)
 }
@@ -188,8 +185,7 @@ impl WorkerProvider for ExecProvider {
         owner: &DeploymentId,
         page: Option<&PageToken>,
     ) -> Result<Listing, ProviderError> {
-        let page = page.map(|page| page.0.clone());
-        let asked = List { owner: owner.clone(), page: page.clone() };
+        let asked = List { owner: owner.clone(), page: page.map(|page| page.0.clone()) };
         let listed: Listed = read(self.ask(Method::List(asked)).await?, "list")?;
         let lie = |why: String| ProviderError::Transient(format!("its listing is wrong: {why}"));
         let workers = listed.workers.into_iter().map(|worker| worker.observed(owner));
@@ -229,8 +225,7 @@ impl WorkerProvider for ExecProvider {
 
     async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
         let delete = Delete { worker: (&request.worker).into(), attempt: request.attempt };
-        let limit = self.description.slowest_delete;
-        let limit = self.within(limit);
+        let limit = self.within(self.description.slowest_delete);
         let quiet = Progress::default();
         self.caller.call(Method::Delete(delete), BTreeMap::new(), limit, &quiet).await.map(drop)
     }

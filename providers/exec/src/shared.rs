@@ -78,22 +78,9 @@ mod tests {
                 assert!(latest > before, "it may not show what was done before it was asked for");
             });
         }
-        let mut all = Vec::new();
-        for one in asked {
-            all.push(Box::pin(one));
-        }
-        join(all).await;
+        futures_util::future::join_all(asked).await;
         assert_eq!(listed.load(Ordering::SeqCst), 2);
         shared.since_now(&owner, &list).await.unwrap();
         assert_eq!(listed.load(Ordering::SeqCst), 3, "what is over is not used again");
-    }
-
-    /// Waits for all of them side by side.
-    async fn join(mut all: Vec<std::pin::Pin<Box<impl Future<Output = ()>>>>) {
-        std::future::poll_fn(|context| {
-            all.retain_mut(|one| one.as_mut().poll(context).is_pending());
-            if all.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        })
-        .await;
     }
 }
