@@ -67,7 +67,7 @@ pub(super) async fn open(
         read_secret: Arc::new(move |source| secrets.read(source)),
     };
     let provider = ExecProvider::open(exec.as_ref().clone(), own).await;
-    let provider = provider.map_err(|error| failed(format!("asking what it can do: {error}")))?;
+    let provider = provider.map_err(|error| failed(error.to_string()))?;
     if let Some(schema) = provider.describe().about.config_schema {
         let path = format!("providers.{name}.config");
         let given = Value::Object(exec.config.clone());

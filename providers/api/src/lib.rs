@@ -12,6 +12,7 @@
 //! | [`secret`]      | where a secret is read                                                 |
 //! | [`error`]       | the named errors: each tells the caller what to do next                 |
 //! | [`provider`]    | the trait [`WorkerProvider`] and its requests; the contract in prose    |
+//! | [`mask`]        | keeps secrets out of what is told and kept                              |
 //! | [`shared`]      | [`SharedProvider`]: one provider of any type behind one concrete type   |
 //! | [`conformance`] | the suite that every provider passes; the contract as code              |
 
@@ -19,6 +20,7 @@ pub mod conformance;
 pub mod duration;
 pub mod error;
 pub mod identity;
+pub mod mask;
 pub mod provider;
 pub mod secret;
 pub mod shared;
@@ -27,6 +29,7 @@ pub mod spec;
 pub use duration::{HumanDuration, InvalidDuration};
 pub use error::ProviderError;
 pub use identity::{DeploymentId, Generation, InvalidIdentity, PoolId, Slot, WorkerName};
+pub use mask::{Mask, MaskedStream};
 pub use provider::{
     About, Consistency, CreateRequest, DeleteRequest, Description, Heard, Idempotency,
     InPlaceField, Listing, PageToken, Progress, ResetRequest, UpdateRequest, WorkerProvider,

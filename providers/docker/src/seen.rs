@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use pool_provider::{ObservedStatus, ObservedWorker};
+use pool_provider::{Mask, ObservedStatus, ObservedWorker};
 
 use crate::health;
 use crate::labels::Identity;
@@ -13,11 +13,7 @@ use crate::look::Listed;
 /// Cuts what a container wrote to what can be shown and recorded: no control characters, not too much, and
 /// nothing of its environment, where secrets are.
 pub(crate) fn told<'v>(said: &str, environment: impl Iterator<Item = &'v str>) -> String {
-    let mut said = said.to_owned();
-    for value in environment.filter(|value| value.len() > 3) {
-        said = said.replace(value, "***");
-    }
-    health::printable(&said)
+    health::printable(&Mask::new(environment).text(said))
 }
 
 pub(crate) fn is_named(container: &Listed, name: &str) -> bool {

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_provider::{Progress, ProviderError, SecretSource};
+use pool_provider::{Mask, Progress, ProviderError, SecretSource};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{ChildStdout, Command};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::logs::Logs;
-use crate::protocol::{Line, Method, Request, SecretValues, VERSION};
+use crate::protocol::{self, Line, Method, Request, SecretValues, VERSION};
 use crate::provider::Settings;
 use crate::warden::{Cut, Ended, Envelope, How, LONGEST_OUTPUT, written};
 
@@ -26,15 +26,36 @@ use crate::warden::{Cut, Ended, Envelope, How, LONGEST_OUTPUT, written};
 const SHOWN: usize = 120;
 /// How much longer than an executable may take a warden is waited for.
 const WARDEN: Duration = Duration::from_secs(5);
-/// The shortest secret that is looked for in what executables say: shorter ones are everywhere.
-const SHORTEST_SECRET: usize = 4;
-
 /// Whoever calls an executable.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) config: Config,
     pub(crate) settings: Arc<Settings>,
     pub(crate) logs: Logs,
+}
+
+/// Why a call came to nothing.
+pub(crate) enum Failed {
+    /// The executable could not be started, and why.
+    NotStarted(String),
+    /// As the contract names it.
+    As(ProviderError),
+}
+
+impl From<ProviderError> for Failed {
+    fn from(error: ProviderError) -> Self {
+        Self::As(error)
+    }
+}
+
+impl From<Failed> for ProviderError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            // It was there when it was asked what it can do: it may be back soon.
+            Failed::NotStarted(why) => Self::Transient(why),
+            Failed::As(error) => error,
+        }
+    }
 }
 
 /// What was heard during a call.
@@ -54,7 +75,7 @@ impl Caller {
         secrets: BTreeMap<String, String>,
         deadline: Duration,
         progress: &Progress,
-    ) -> Result<Value, ProviderError> {
+    ) -> Result<Value, Failed> {
         let envelope = self.envelope(&method, secrets, deadline)?;
         let nothing = |what: &str, error: &dyn std::fmt::Display| {
             ProviderError::Transient(format!("{what}: {error}"))
@@ -76,7 +97,7 @@ impl Caller {
             .map_err(|error| nothing("starting a call", &error))?;
         // Held until the end: that it closes is how the warden hears that nobody waits.
         let mut lifeline = warden.stdin.take();
-        let words = Words::without(&envelope.secrets);
+        let words = Words(envelope.secrets.mask());
         let hearing = async {
             let (Some(input), Some(output)) = (&mut lifeline, warden.stdout.take()) else {
                 return Heard::default();
@@ -89,7 +110,11 @@ impl Caller {
         let longest = deadline.saturating_add(self.config.grace.get()).saturating_add(WARDEN);
         let heard = timeout(longest, hearing).await.unwrap_or_default();
         drop(lifeline);
-        self.judge(&method, heard, deadline, path.as_deref()).map_err(|error| words.said(error))
+        let judged = self.judge(&method, heard, deadline, path.as_deref());
+        judged.map_err(|failed| match failed {
+            Failed::NotStarted(why) => Failed::NotStarted(why),
+            Failed::As(error) => Failed::As(words.said(error)),
+        })
     }
 
     fn envelope(
@@ -106,10 +131,15 @@ impl Caller {
                 }
                 SecretSource::FromEnv(_) => source.clone(),
             };
-            let value = (self.settings.read_secret)(&placed).map_err(|why| {
-                ProviderError::Unauthenticated(format!("the secret {name} ({source}): {why}"))
-            })?;
-            provider.insert(name.clone(), value);
+            match (self.settings.read_secret)(&placed) {
+                Ok(value) => drop(provider.insert(name.clone(), value)),
+                // What it can do, it can say without.
+                Err(_) if matches!(method, Method::Describe {}) => {}
+                Err(why) => {
+                    let why = format!("the provider's secret {name} ({source}): {why}");
+                    return Err(ProviderError::Unauthenticated(why));
+                }
+            }
         }
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         let request = Request {
@@ -147,33 +177,36 @@ impl Caller {
         heard: Heard,
         deadline: Duration,
         log: Option<&Path>,
-    ) -> Result<Value, ProviderError> {
+    ) -> Result<Value, Failed> {
         let Heard { answer, stray, ended } = heard;
         if let Some(Ended { how: How::NotStarted(why), .. }) = ended {
-            return Err(ProviderError::Transient(format!("it cannot be started: {why}")));
+            return Err(Failed::NotStarted(format!("it cannot be started: {why}")));
         }
         let why = match (answer, stray) {
             (_, Some(stray)) => stray,
             (Some(Line::Result { result }), None) => return Ok(result),
             (Some(Line::Error { code, message, retry_after_ms }), None) => {
-                return Err(code.with(message, retry_after_ms));
+                return Err(code.with(message, retry_after_ms).into());
             }
             (Some(Line::Progress { .. }) | None, None) => silence(ended.as_ref(), deadline),
         };
         let name = self.config.shown();
         let mut message = format!("`{name}` gave no answer to {}: {why}", method.name());
+        let has_log = ended.as_ref().is_none_or(|ended| !ended.last_words.is_empty());
         if let Some(words) = ended.map(|ended| ended.last_words).filter(|words| !words.is_empty()) {
             let last = words.lines().next_back().unwrap_or_default();
             message.push_str(&format!("; the last that it said: {last}"));
         }
-        if let Some(log) = log {
+        // An empty log is not worth a look.
+        if let Some(log) = log.filter(|_| has_log) {
             message.push_str(&format!("; its log: {}", log.display()));
         }
         Err(if method.changes() {
             ProviderError::UnknownOutcome(message)
         } else {
             ProviderError::Transient(message)
-        })
+        }
+        .into())
     }
 }
 
@@ -217,20 +250,11 @@ async fn hear(output: ChildStdout, progress: &Progress, words: &Words) -> Heard 
 }
 
 /// Makes what executables say fit to be told: without secrets, and without what terminals obey.
-struct Words(Vec<String>);
+struct Words(Mask);
 
 impl Words {
-    fn without(secrets: &SecretValues) -> Self {
-        let values = secrets.provider.values().chain(secrets.worker.values());
-        Self(values.filter(|value| value.len() >= SHORTEST_SECRET).cloned().collect())
-    }
-
     fn fit_to_tell(&self, text: &str) -> String {
-        let mut text = text.replace(|c: char| c.is_control() && c != '\n', " ");
-        for secret in &self.0 {
-            text = text.replace(secret.as_str(), "***");
-        }
-        text
+        self.0.text(text).replace(|c: char| c.is_control() && c != '\n', " ")
     }
 
     fn said(&self, error: ProviderError) -> ProviderError {
@@ -253,20 +277,17 @@ impl Words {
 
 impl Heard {
     fn take(&mut self, text: &[u8], progress: &Progress, words: &Words) {
-        match serde_json::from_slice::<Line>(text) {
+        match protocol::line(text) {
             Ok(Line::Progress { message }) => progress.tell(&words.fit_to_tell(&message)),
             Ok(_) if self.answer.is_some() => {
                 self.stray.get_or_insert_with(|| "it answered twice".to_owned());
             }
             Ok(answer) => self.answer = Some(answer),
-            Err(error) => {
+            Err(why) => {
                 let text = String::from_utf8_lossy(text);
                 let begin: String = text.chars().take(SHOWN).collect();
                 self.stray.get_or_insert_with(|| {
-                    format!(
-                        "it printed {begin:?}, which is no line of the protocol ({error}); what is for people \
-                         belongs on standard error"
-                    )
+                    format!("it printed {begin:?}, which is no line of the protocol: {why}")
                 });
             }
         }

@@ -11,6 +11,7 @@
 //! | [`warden`]   | the step between us and the executable: it ends what takes too long          |
 //! | `call`       | one call: what is sent, what is heard, and what that comes to                |
 //! | `logs`       | what executables print on standard error, kept for each operation            |
+//! | `unstarted`  | why an executable could not be started                                       |
 //! | `shared`     | one listing for all who want one at the same time                           |
 //! | `provider`   | the contract's methods as calls                                             |
 //!
@@ -22,7 +23,8 @@ mod logs;
 pub mod protocol;
 mod provider;
 mod shared;
+mod unstarted;
 pub mod warden;
 
 pub use config::Config;
-pub use provider::{ExecProvider, ReadSecret, Settings};
+pub use provider::{ExecProvider, OpenError, ReadSecret, Settings};

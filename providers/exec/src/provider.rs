@@ -14,11 +14,11 @@ use pool_provider::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::call::Caller;
+use crate::call::{Caller, Failed};
 use crate::config::Config;
 use crate::logs::Logs;
 use crate::protocol::{
-    Delete, Described, Extra, Health, List, Listed, Method, Probed, Reset, Update, VERSION, Worker,
+    self, Delete, Described, Extra, Health, List, Listed, Method, Probed, Reset, Update, Worker,
 };
 use crate::shared::{Shared, Whole};
 
@@ -58,24 +58,37 @@ pub struct ExecProvider {
     whole: Arc<Shared>,
 }
 
+/// Why an executable is not used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// It cannot be started.
+    #[error("{0}")]
+    NotStarted(String),
+    /// It does not say what it can do.
+    #[error("asking what it can do: {0}")]
+    Unasked(ProviderError),
+    /// What it says cannot be used.
+    #[error("what it says of itself: {0}")]
+    Unfit(String),
+}
+
 impl ExecProvider {
     /// Asks the executable what it can do.
     ///
     /// # Errors
-    /// When it cannot be asked, does not answer, or speaks other versions of the protocol only.
-    pub async fn open(config: Config, settings: Settings) -> Result<Self, ProviderError> {
+    /// When it cannot be started, does not answer, or speaks other versions of the protocol only.
+    pub async fn open(config: Config, settings: Settings) -> Result<Self, OpenError> {
         let logs = Logs::at(settings.logs.clone());
         let caller = Caller { config, settings: Arc::new(settings), logs };
         let limit = caller.config.timeout.get();
         let quiet = Progress::default();
-        let answer = caller.call(Method::Describe {}, BTreeMap::new(), limit, &quiet).await?;
-        let described: Described = read(answer, "describe")?;
-        if !described.protocol_versions.contains(&VERSION) {
-            return Err(ProviderError::InvalidSpec(format!(
-                "it speaks versions {:?} of the provider protocol, and this is version {VERSION}",
-                described.protocol_versions
-            )));
-        }
+        let answer = caller.call(Method::Describe {}, BTreeMap::new(), limit, &quiet).await;
+        let answer = answer.map_err(|failed| match failed {
+            Failed::NotStarted(why) => OpenError::NotStarted(why),
+            Failed::As(error) => OpenError::Unasked(error),
+        })?;
+        let described: Described = protocol::read(answer).map_err(OpenError::Unfit)?;
+        described.verify().map_err(OpenError::Unfit)?;
         let methods = described.methods.clone();
         let description = described.into_description(caller.config.grace.get() + MARGIN, limit);
         Ok(Self { caller, description, methods, whole: Arc::default() })
@@ -83,7 +96,17 @@ impl ExecProvider {
 
     async fn ask(&self, method: Method) -> Result<Value, ProviderError> {
         let limit = self.caller.config.timeout.get();
-        self.caller.call(method, BTreeMap::new(), limit, &Progress::default()).await
+        self.call(method, BTreeMap::new(), limit, &Progress::default()).await
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        secrets: BTreeMap<String, String>,
+        limit: Duration,
+        progress: &Progress,
+    ) -> Result<Value, ProviderError> {
+        Ok(self.caller.call(method, secrets, limit, progress).await?)
     }
 
     /// Returns how long a call may take whose caller waits for `limit`: the grace comes after it.
@@ -98,8 +121,7 @@ impl ExecProvider {
         (method, owner, name): (&str, &DeploymentId, &WorkerName),
     ) -> Result<ObservedWorker, ProviderError> {
         let read = |answer| {
-            let worker: Worker =
-                serde_json::from_value(answer).map_err(|error| error.to_string())?;
+            let worker: Worker = protocol::read(answer)?;
             let observed = worker.observed(owner)?;
             if observed.name != *name {
                 return Err(format!("it is about {}, not {name}", observed.name));
@@ -147,7 +169,7 @@ fn is_asked_for(asked: &WorkerRef, answered: &ObservedWorker) -> bool {
 
 /// Reads what a method answers that only looks.
 fn read<T: DeserializeOwned>(answer: Value, method: &str) -> Result<T, ProviderError> {
-    serde_json::from_value(answer).map_err(|error| ProviderError::Transient(wrong(method, &error)))
+    protocol::read(answer).map_err(|why| ProviderError::Transient(wrong(method, &why)))
 }
 
 fn wrong(method: &str, why: &dyn fmt::Display) -> String {
@@ -168,7 +190,7 @@ impl WorkerProvider for ExecProvider {
     async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
         let (method, limit) = (Method::create(request), self.within(request.timeout));
         let secrets = secrets(&request.spec);
-        let answer = self.caller.call(method, secrets, limit, &request.progress).await?;
+        let answer = self.call(method, secrets, limit, &request.progress).await?;
         let created = Self::worker(answer, ("create", &request.owner, &request.name))?;
         let asked = (request.attempt, request.operation, request.spec_hash.as_str());
         let answered = (created.attempt, created.operation, created.spec_hash.as_str());
@@ -227,7 +249,7 @@ impl WorkerProvider for ExecProvider {
         let delete = Delete { worker: (&request.worker).into(), attempt: request.attempt };
         let limit = self.within(self.description.slowest_delete);
         let quiet = Progress::default();
-        self.caller.call(Method::Delete(delete), BTreeMap::new(), limit, &quiet).await.map(drop)
+        self.call(Method::Delete(delete), BTreeMap::new(), limit, &quiet).await.map(drop)
     }
 
     async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
@@ -256,7 +278,7 @@ impl WorkerProvider for ExecProvider {
         let limit = self.within(request.timeout);
         let quiet = Progress::default();
         let method = Method::Reset(Box::new(reset));
-        let answer = self.caller.call(method, secrets(&request.spec), limit, &quiet).await?;
+        let answer = self.call(method, secrets(&request.spec), limit, &quiet).await?;
         Self::worker(answer, ("reset", &worker.owner, &worker.name))
     }
 }

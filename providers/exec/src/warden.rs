@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use pool_provider::MaskedStream;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fcntl_setfl, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -30,6 +31,7 @@ use rustix::time::{
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{METHOD, SECRETS_FD, SecretValues};
+use crate::unstarted;
 
 /// How much an executable may print in one call, in bytes.
 pub(crate) const LONGEST_OUTPUT: u64 = 64 * 1024 * 1024;
@@ -110,8 +112,9 @@ fn ward() -> io::Result<()> {
         Ok(child) => Ward::new(child, &mut answers, &envelope)?.watch(&caller)?,
         Err(error) => {
             let program = envelope.command.first().map_or("", String::as_str);
-            let how = How::NotStarted(format!("`{program}`: {error}"));
-            Ended { how, cut: None, last_words: String::new() }
+            let search = envelope.environment.get("PATH").map(String::as_str);
+            let why = unstarted::explained(program, envelope.directory.as_deref(), search, &error);
+            Ended { how: How::NotStarted(why), cut: None, last_words: String::new() }
         }
     };
     frame(&mut answers, b'e', &serde_json::to_vec(&ended)?)
@@ -223,7 +226,7 @@ impl<'a> Ward<'a> {
         set(&timer, Duration::from_millis(envelope.deadline_ms))?;
         let piped = || io::Error::other("its output is not there");
         let lines = Lines::new(child.stdout.take().ok_or_else(piped)?.into())?;
-        let log = Log::new(child.stderr.take().ok_or_else(piped)?.into())?;
+        let log = Log::new(child.stderr.take().ok_or_else(piped)?.into(), &envelope.secrets)?;
         Ok((ended, timer, lines, log))
     }
 
@@ -240,6 +243,7 @@ impl<'a> Ward<'a> {
         self.signal(Signal::KILL);
         let status = self.child.wait()?;
         self.log.pump();
+        self.log.finish();
         // What it said at last counts, whether or not anybody listens.
         let _heard = self.lines.finish(self.answers).is_ok();
         let how = match (status.code(), status.signal()) {
@@ -416,16 +420,18 @@ impl Lines {
     }
 }
 
-/// What the executable prints on standard error: it goes to ours, which is the log.
+/// What the executable prints on standard error: it goes to ours, which is the log, without secrets.
 struct Log {
     source: Option<File>,
+    mask: MaskedStream,
     kept: usize,
     end: Vec<u8>,
 }
 
 impl Log {
-    fn new(source: OwnedFd) -> io::Result<Self> {
-        Ok(Self { source: Some(without_waiting(source)?), kept: 0, end: Vec::new() })
+    fn new(source: OwnedFd, secrets: &SecretValues) -> io::Result<Self> {
+        let source = Some(without_waiting(source)?);
+        Ok(Self { source, mask: secrets.mask().stream(), kept: 0, end: Vec::new() })
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
@@ -437,11 +443,20 @@ impl Log {
         for _ in 0..TURN {
             let Some(source) = &mut self.source else { return };
             match read_now(source, &mut buffer) {
-                Ok(Some(count)) => self.keep(&buffer[..count]),
+                Ok(Some(count)) => {
+                    let told = self.mask.push(&buffer[..count]);
+                    self.keep(&told);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Ok(None) | Err(_) => self.source = None,
             }
         }
+    }
+
+    /// Keeps what might have been the beginning of a secret: nothing more comes.
+    fn finish(&mut self) {
+        let rest = self.mask.finish();
+        self.keep(&rest);
     }
 
     fn keep(&mut self, text: &[u8]) {

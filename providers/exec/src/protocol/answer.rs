@@ -11,6 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::VERSION;
+
 /// The longest that an executable is believed when it asks to come back later.
 const LONGEST_WAIT: Duration = Duration::from_secs(5 * 60);
 
@@ -166,7 +168,29 @@ pub enum Extra {
     Reset,
 }
 
+/// The worker types of this version of the protocol.
+const WORKER_TYPES: [&str; 4] = ["process", "container", "vm", "host"];
+
 impl Described {
+    /// Makes sure that this version can have workers of it.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(crate) fn verify(&self) -> Result<(), String> {
+        if !self.protocol_versions.contains(&VERSION) {
+            return Err(format!(
+                "it speaks versions {:?} of the provider protocol, and this is version {VERSION}",
+                self.protocol_versions
+            ));
+        }
+        // Types that only a later version knows do no harm.
+        if !self.worker_types.iter().any(|own| WORKER_TYPES.contains(&own.as_str())) {
+            let known = WORKER_TYPES.join(", ");
+            return Err(format!("`worker_types` {:?} has none of: {known}", self.worker_types));
+        }
+        Ok(())
+    }
+
     /// Returns the contract's description. A call that was cut off may go on for `grace`; one that looks may take `look`.
     pub(crate) fn into_description(self, grace: Duration, look: Duration) -> Description {
         let has = |method| self.methods.contains(&method);

@@ -17,6 +17,7 @@ pub mod request;
 
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 pub use answer::{Described, ErrorCode, Extra, Health, Limits, Line, Listed, Probed, Worker};
@@ -30,6 +31,52 @@ pub const VERSION: u32 = 1;
 pub const SECRETS_FD: &str = "POOL_SECRETS_FD";
 /// The variable that names the method, for executables that decide before they read.
 pub const METHOD: &str = "POOL_METHOD";
+
+/// Reads a line that an executable printed.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn line(text: &[u8]) -> Result<Line, String> {
+    let value: Value = serde_json::from_slice(text)
+        .map_err(|_| "it is no JSON; what is for people belongs on standard error".to_owned())?;
+    read(value)
+}
+
+/// Reads what a method answers.
+///
+/// # Errors
+/// What is wrong, and where.
+pub(crate) fn read<T: DeserializeOwned>(answer: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(answer).map_err(|error| {
+        let place = error.path().to_string();
+        let why = in_json(error.inner().to_string());
+        if place == "." { why } else { format!("`{place}`: {why}") }
+    })
+}
+
+/// Says what is wrong in JSON's words: authors of executables need not know ours.
+fn in_json(mut why: String) -> String {
+    const NUMBERS: [&str; 5] = ["u32", "i32", "u64", "i64", "usize"];
+    for number in NUMBERS {
+        if let Some(begin) = why.strip_suffix(&format!("expected {number}")) {
+            why = format!("{begin}expected a whole number");
+        }
+    }
+    if let Some((begin, _)) = why.split_once("expected struct ") {
+        why = format!("{begin}expected an object");
+    }
+    let words = [
+        ("invalid type: sequence", "it is a list"),
+        ("invalid type: map", "it is an object"),
+        ("invalid type: ", "it is "),
+        ("invalid value: ", "it is "),
+        ("missing field ", "there is no "),
+        ("unknown variant ", "nobody knows "),
+        ("a sequence", "a list"),
+        ("a map", "an object"),
+    ];
+    words.iter().fold(why, |why, (ours, json)| why.replacen(ours, json, 1))
+}
 
 /// Returns the JSON Schema of the protocol: of requests, lines, results and secrets.
 pub fn schema() -> Value {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pool_provider::{CreateRequest, DeploymentId, WorkerName, WorkerRef, WorkerSpec};
+use pool_provider::{CreateRequest, DeploymentId, Mask, WorkerName, WorkerRef, WorkerSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -201,6 +201,13 @@ pub struct SecretValues {
     pub provider: BTreeMap<String, String>,
     /// The values of the worker's `secret_environment`.
     pub worker: BTreeMap<String, String>,
+}
+
+impl SecretValues {
+    /// Returns what keeps these values out of what is told and kept.
+    pub(crate) fn mask(&self) -> Mask {
+        Mask::new(self.provider.values().chain(self.worker.values()).map(String::as_str))
+    }
 }
 
 impl Method {

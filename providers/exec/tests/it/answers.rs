@@ -87,6 +87,7 @@ async fn what_is_no_answer_leaves_a_creates_outcome_unknown() {
     refused("kill -9 $$", &["signal 9 ended it"]).await;
     refused("echo '{\"type\":\"progress\",\"message\":\"m\"}'", &["exited with 0"]).await;
     refused(&format!("echo starting; echo '{answer}'"), &["\"starting\"", "standard error"]).await;
+    refused("echo '{\"status\":\"ok\"}'", &["no line of the protocol", "no `type`"]).await;
     refused(&format!("echo '{answer}'; echo '{answer}'"), &["it answered twice"]).await;
     refused("echo '{\"type\":\"error\",\"code\":\"oops\",\"message\":\"m\"}'", &["oops"]).await;
     refused("head -c 70000000 /dev/zero | tr '\\0' 'x'", &["more than 64 MiB"]).await;
@@ -100,6 +101,9 @@ async fn executables_are_not_trusted() {
         (json!({ "name": "nonsense" }), "name"),
         (json!({ "provider_id": "" }), "no provider_id"),
         (json!({ "attempt": 2 }), "attempt"),
+        (json!({ "attempt": "1" }), "`attempt`: it is string \"1\", expected a whole number"),
+        (json!({ "labels": [] }), "`labels`: it is a list, expected an object"),
+        (json!({ "addresses": { "ip": 1 } }), "`addresses`"),
         (json!({ "spec_hash": "v1:other" }), "spec_hash"),
         (json!({ "status": "dead" }), "dead"),
     ] {
@@ -221,12 +225,19 @@ async fn the_handshake_says_what_is_wrong_before_anything_else_is_asked() {
     let error = open(&format!("echo '{other}'")).await;
     assert!(error.contains("versions [2, 3]") && error.contains("this is version 1"), "{error}");
     let error = open("echo '{\"type\":\"result\",\"result\":{}}'").await;
-    assert!(error.contains("protocol_versions"), "{error}");
+    assert!(error.contains("there is no `protocol_versions`"), "{error}");
     let error = open("echo 'I am a provider'").await;
-    assert!(error.contains("no line of the protocol"), "{error}");
+    assert!(error.contains("it is no JSON"), "{error}");
     let missing = ground.open(Ground::config(&["/no/such/program"])).await.unwrap_err();
-    assert!(missing.to_string().contains("`/no/such/program`: No such file"), "{missing}");
+    assert!(missing.to_string().contains("/no/such/program is not there"), "{missing}");
     let plain = ground.write("plain.txt", "hello");
     let refused = ground.open(Ground::config(&[plain.to_str().unwrap()])).await.unwrap_err();
-    assert!(refused.to_string().contains("Permission denied"), "{refused}");
+    assert!(refused.to_string().contains("it cannot be started"), "{refused}");
+    assert!(refused.to_string().contains("make it so with: chmod +x"), "{refused}");
+    let typo = DESCRIBED.replace("\"vm\"", "\"vms\"").replace('\n', "");
+    let error = open(&format!("echo '{typo}'")).await;
+    assert!(error.contains("has none of: process, container, vm, host"), "{error}");
+    let later = DESCRIBED.replace("\"vm\"", "\"vm\",\"cluster\"").replace('\n', "");
+    let path = ground.write("provider.sh", &format!("echo '{later}'"));
+    assert!(ground.open(Ground::config(&["/bin/sh", path.to_str().unwrap()])).await.is_ok());
 }

@@ -188,10 +188,30 @@ async fn a_secret_that_is_not_there_keeps_the_executable_from_being_run() {
     let ground = Ground::new();
     let mut config = ground.scripted(&format!("touch {}", ground.path("ran").display()));
     config.secrets.insert("token".to_owned(), SecretSource::FromEnv("NOWHERE".to_owned()));
-    let error = ground.open(config).await.unwrap_err();
+    // What it can do it says without.
+    let provider = ground.open(config).await.unwrap();
+    let error = provider.list(&owner(), None).await.unwrap_err();
     assert_eq!(error.code(), "unauthenticated");
     assert!(error.to_string().contains("token (from_env: NOWHERE)"), "{error}");
     assert!(!ground.path("ran").exists());
+}
+
+#[tokio::test]
+async fn a_secret_that_is_printed_is_not_in_the_log() {
+    let ground = Ground::new();
+    // In pieces, as a slow writer prints it, and as the very last.
+    let script = "printf 'the token is the-prov' >&2; sleep 0.2; echo 'iders-secret, as in' >&2\n\
+                  cat <&$POOL_SECRETS_FD >&2; printf the-workers-secret >&2; exit 1";
+    let mut config = ground.scripted(script);
+    config.secrets.insert("token".to_owned(), SecretSource::FromEnv("TOKEN".to_owned()));
+    let provider = ground.open(config).await.unwrap();
+    let error = provider.create(&request()).await.unwrap_err().to_string();
+    let log = ground.read("logs/ci-3-2-070707.create.1.log");
+    for text in [&error, &log] {
+        assert!(!text.contains("-secret") && text.contains("***"), "{text}");
+    }
+    assert!(log.contains("the token is ***, as in\n"), "{log}");
+    assert!(log.ends_with("***"), "{log}");
 }
 
 #[tokio::test]

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_exec::{Config, ExecProvider, Settings};
+use pool_exec::{Config, ExecProvider, OpenError, Settings};
 use pool_provider::{
-    CreateRequest, DeploymentId, Generation, Progress, ProviderError, SecretSource, Slot,
-    WorkerName, WorkerRef, WorkerSpec,
+    CreateRequest, DeploymentId, Generation, Progress, SecretSource, Slot, WorkerName, WorkerRef,
+    WorkerSpec,
 };
 use serde_json::{Value, json};
 
@@ -85,7 +85,7 @@ impl Ground {
         path
     }
 
-    pub(crate) async fn open(&self, config: Config) -> Result<ExecProvider, ProviderError> {
+    pub(crate) async fn open(&self, config: Config) -> Result<ExecProvider, OpenError> {
         ExecProvider::open(config, self.settings()).await
     }
 }
