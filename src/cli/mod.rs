@@ -122,6 +122,7 @@ impl Command {
         match self {
             Self::Serve(_) => true,
             Self::Lease(arguments) => arguments.handles_signals(),
+            Self::Provider(arguments) => arguments.handles_signals(),
             _ => false,
         }
     }
@@ -200,15 +201,14 @@ fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         // Dropping a run is safe at any moment: what is in flight is recorded, and found next time.
         tokio::select! {
-            outcome = dispatch(&context, cli.command) => outcome,
-            _ = interrupt.recv() => Ok(Exit::Interrupted),
-            _ = terminate.recv() => Ok(Exit::Interrupted),
+            outcome = dispatch(&context, cli.command) => return outcome,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
+        messages.error("interrupted; run again to go on from here\n");
+        Ok(Exit::Interrupted)
     });
     runtime.shutdown_background();
-    if matches!(outcome, Ok(Exit::Interrupted)) {
-        messages.error("interrupted; run again to go on from here\n");
-    }
     outcome
 }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use pool_provider::conformance::{self, Outcome, Subject};
+use pool_provider::conformance::{Finding, Outcome, Subject, Suite};
 use pool_provider::{DeploymentId, SharedProvider, WorkerProvider as _, WorkerSpec};
 use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::context::Context;
 use super::error::CliError;
@@ -62,6 +64,13 @@ enum ProviderCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+impl Arguments {
+    /// Whether an interrupt is not just the end: what a test has begun is deleted.
+    pub(super) fn handles_signals(&self) -> bool {
+        matches!(self.command, ProviderCommand::Test { .. })
+    }
 }
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
@@ -256,7 +265,7 @@ async fn test(
     })?;
     let tested = Tested { shelf: &shelf, name, provider, spec: spec.spec };
     let printer = context.printer.clone();
-    let mut tell = |finding: &conformance::Finding| {
+    let mut tell = |finding: &Finding| {
         if json {
             printer.json_line(&render::finding_json(finding));
         } else {
@@ -264,8 +273,12 @@ async fn test(
         }
     };
     let is_wanted = |sentence: &str| rule.is_none_or(|words| sentence.contains(words));
-    let seed = context.world.entropy.bytes();
-    let findings = conformance::run_some(&tested, seed, &is_wanted, &mut tell).await;
+    let suite = Suite::new(&tested, context.world.entropy.bytes());
+    let mut stop = Stop::listen()?;
+    let findings = tokio::select! {
+        findings = suite.run(&is_wanted, &mut tell) => findings,
+        () = stop.asked() => return clean_up(context, &suite, &mut stop).await,
+    };
     if findings.is_empty() {
         let words = rule.unwrap_or_default();
         let message = format!("no rule has the words `{words}` in it");
@@ -277,5 +290,54 @@ async fn test(
         let rest = findings.len() - kept - broken;
         printer.data(&format!("\n{kept} kept, {broken} broken, {rest} not tried.\n"));
     }
+    tell_left(context, &suite);
     Ok(if broken == 0 { Exit::Done } else { Exit::Error })
+}
+
+/// Hears when the test is to end.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, CliError> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("listening for SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("listening for SIGTERM")?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Deletes what a test that was interrupted has begun, unless it is interrupted once more.
+async fn clean_up(
+    context: &Context,
+    suite: &Suite<'_, Tested<'_>>,
+    stop: &mut Stop,
+) -> Result<Exit, CliError> {
+    context.printer.error(
+        "interrupted; the workers of this test are being deleted (another interrupt leaves them)\n",
+    );
+    tokio::select! {
+        _left = suite.clean() => {}
+        () = stop.asked() => {}
+    }
+    tell_left(context, suite);
+    Ok(Exit::Interrupted)
+}
+
+/// Says which workers of the test may be left: nobody else knows of them.
+fn tell_left(context: &Context, suite: &Suite<'_, Tested<'_>>) {
+    for owner in suite.unclean() {
+        context.printer.error(&format!(
+            "workers that bear the deployment {owner} may be left; look for them and delete them by hand\n"
+        ));
+    }
 }

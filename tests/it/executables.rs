@@ -2,6 +2,7 @@
 //! where it says its workers are, and what a server does without it.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -71,6 +72,32 @@ fn an_executable_does_not_outlive_a_run_that_was_killed() {
     run.kill().unwrap();
     run.wait().unwrap();
     wait_until("nothing of it runs", || processes_with(&mark).is_empty());
+}
+
+#[test]
+fn a_test_of_a_provider_that_is_interrupted_leaves_no_worker() {
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path().join("workers").display().to_string();
+    let mark = format!("MARK={folder}");
+    let marked = python(&folder, 1).replace(
+        "worker_config: {",
+        &format!("worker_config: {{environment: {{MARK: {folder}}}, "),
+    );
+    sandbox.write("pool.yaml", &marked);
+    // Five workers at once: one of them at least is there, and others are on their way.
+    let arguments =
+        ["provider", "test", "racks", "pool.yaml", "--rule", "whole over all its pages"];
+    let test = sandbox.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("it has created a worker", || !processes_with(&mark).is_empty());
+    assert!(
+        Command::new("kill").args(["-INT", &test.id().to_string()]).status().unwrap().success()
+    );
+    let ended = test.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(130), "{told}");
+    assert!(told.contains("the workers of this test are being deleted"), "{told}");
+    assert!(!told.contains("may be left"), "{told}");
+    assert_eq!(processes_with(&mark), [""; 0]);
 }
 
 #[test]
@@ -171,7 +198,7 @@ fn an_executable_that_hangs_keeps_no_other_pool_from_being_healed() {
     let _server = Server::start(&sandbox, &[]);
     for _ in 0..2 {
         let victim = sandbox.workers()[0];
-        let killed = std::process::Command::new("kill").args(["-9", &victim.to_string()]).status();
+        let killed = Command::new("kill").args(["-9", &victim.to_string()]).status();
         assert!(killed.unwrap().success());
         wait_until("what is killed is replaced", || {
             let workers = sandbox.workers();
@@ -196,7 +223,7 @@ fn an_executable_that_is_gone_is_missed_by_those_only_who_need_it() {
     std::fs::rename(&copy, sandbox.path().join("away.py")).unwrap();
     let missed = sandbox.pool(&["plan", "pool.yaml", "other.yaml"]).exits(1);
     assert!(
-        missed.stderr.contains("the provider racks: asking what it can do"),
+        missed.stderr.contains("the provider racks: it cannot be started"),
         "{}",
         missed.stderr
     );
@@ -250,7 +277,7 @@ fn a_server_leases_resets_and_goes_on_without_an_executable_until_it_is_back() {
     let victim = pid(&other);
     let path = format!("/v1/leases/{}", other["id"].as_str().unwrap());
     assert_eq!(server.call("DELETE", &path, &Value::Null).0, 204);
-    assert!(std::process::Command::new("kill").args(["-9", &victim]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-9", &victim]).status().unwrap().success());
     let victim: i32 = victim.parse().unwrap();
     wait_until("what is killed is replaced", || {
         let workers = sandbox.workers();

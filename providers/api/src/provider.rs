@@ -107,6 +107,9 @@ pub struct About {
     /// An image that never becomes a worker, for the conformance suite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub invalid_image: Option<String>,
+    /// What else it answered when it was asked, in its own words: the rest of the description follows from that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answered: Option<serde_json::Value>,
 }
 
 impl About {

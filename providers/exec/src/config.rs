@@ -77,7 +77,9 @@ impl Config {
 
     /// Returns the path as it is from where the executable runs.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
-        self.directory.as_ref().map_or_else(|| path.into(), |directory| directory.join(path))
+        let joined = self.directory.as_ref().map_or_else(|| path.into(), |own| own.join(path));
+        // `./` is how it is written, not where it is; alone it would name a program in `PATH`.
+        if joined.is_absolute() { joined.components().collect() } else { joined }
     }
 
     /// Returns the command as it is told to people: an interpreter alone says little.

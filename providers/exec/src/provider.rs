@@ -66,7 +66,7 @@ pub enum OpenError {
     NotStarted(String),
     /// It does not say what it can do.
     #[error("asking what it can do: {0}")]
-    Unasked(ProviderError),
+    Unasked(String),
     /// What it says cannot be used.
     #[error("what it says of itself: {0}")]
     Unfit(String),
@@ -85,7 +85,9 @@ impl ExecProvider {
         let answer = caller.call(Method::Describe {}, BTreeMap::new(), limit, &quiet).await;
         let answer = answer.map_err(|failed| match failed {
             Failed::NotStarted(why) => OpenError::NotStarted(why),
-            Failed::As(error) => OpenError::Unasked(error),
+            // That it may answer another time goes without saying.
+            Failed::As(ProviderError::Transient(why)) => OpenError::Unasked(why),
+            Failed::As(error) => OpenError::Unasked(error.to_string()),
         })?;
         let described: Described = protocol::read(answer).map_err(OpenError::Unfit)?;
         described.verify().map_err(OpenError::Unfit)?;

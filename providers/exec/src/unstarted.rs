@@ -33,10 +33,11 @@ pub(crate) fn explained(
     let Ok(found) = path.metadata() else {
         return match error.kind() {
             io::ErrorKind::PermissionDenied => format!("{shown} may not be looked at: {error}"),
-            _ => format!(
+            _ if path.starts_with(folder) => format!(
                 "{shown} is not there; paths count from `directory`, which is {}",
                 folder.display()
             ),
+            _ => format!("{shown} is not there"),
         };
     };
     if found.is_dir() {

@@ -5,19 +5,18 @@ use std::collections::BTreeMap;
 use tokio::time::{Instant, timeout};
 
 use super::creating::stages;
-use super::{CALL_LIMIT, Subject, Trial};
+use super::{CALL_LIMIT, Stop, Subject, Trial, Tried, told};
 use crate::error::ProviderError;
 use crate::provider::{
     CreateRequest, DeleteRequest, InPlaceField, ResetRequest, UpdateRequest, WorkerProvider as _,
 };
-use crate::spec::ObservedWorker;
 
 impl<S: Subject> Trial<'_, S> {
-    pub(super) async fn update_in_place(&self) -> Result<bool, String> {
+    pub(super) async fn update_in_place(&self) -> Tried {
         let description = self.subject.provider().describe();
         let both = [InPlaceField::Labels, InPlaceField::Tags];
         if !both.into_iter().all(|field| description.can_update(field)) {
-            return Ok(false);
+            return Err(Stop::NotTried("`in_place` does not have both labels and tags"));
         }
         let created = self.create(0).await?;
         let request = UpdateRequest {
@@ -31,27 +30,27 @@ impl<S: Subject> Trial<'_, S> {
         }
         let listed = self.list_until(1).await?.remove(0);
         if listed.labels != request.labels || listed.tags != request.tags {
-            return Err(format!(
-                "listed with labels {:?} and tags {:?}",
-                listed.labels, listed.tags
-            ));
+            let (labels, tags) = (told::json(&listed.labels), told::json(&listed.tags));
+            return Err(format!("listed with labels {labels} and tags {tags}").into());
         }
         if listed.provider_id != created.provider_id {
-            return Err("the update made another worker".to_owned());
+            return Err("the update made another worker".to_owned().into());
         }
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn reset(&self) -> Result<bool, String> {
+    pub(super) async fn reset(&self) -> Tried {
         if !self.subject.provider().describe().resets {
-            return Ok(false);
+            return Err(Stop::NotTried("this provider does not reset workers"));
         }
         let spec = self.subject.spec();
         let worker = self.reference(0, None);
         let absent = ResetRequest { worker, spec: spec.clone(), timeout: CALL_LIMIT };
         match self.subject.provider().reset(&absent).await {
             Err(ProviderError::NotFound(_)) => {}
-            answer => return Err(format!("resetting nothing answered {answer:?}")),
+            answer => {
+                return Err(format!("resetting nothing answered {}", told::answer(&answer)).into());
+            }
         }
         let created = self.create(0).await?;
         let worker = self.reference(0, Some(created.provider_id.clone()));
@@ -63,22 +62,18 @@ impl<S: Subject> Trial<'_, S> {
         let reset = reset.map_err(|error| format!("reset failed: {error}"))?;
         let listed = self.list_until(1).await?.remove(0);
         for (what, worker) in [("answered", reset), ("listed", listed)] {
-            let expected = ObservedWorker {
-                addresses: worker.addresses.clone(),
-                attributes: worker.attributes.clone(),
-                status: worker.status,
-                ..created.clone()
-            };
-            if worker != expected {
-                return Err(format!("{what} as {worker:?}, created as {created:?}"));
+            let differences = told::differences(&created, &worker);
+            if !differences.is_empty() {
+                let how = format!("{what} otherwise than created: {}", differences.join("; "));
+                return Err(how.into());
             }
         }
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn abandoned_reset(&self) -> Result<bool, String> {
+    pub(super) async fn abandoned_reset(&self) -> Tried {
         if !self.subject.provider().describe().resets {
-            return Ok(false);
+            return Err(Stop::NotTried("this provider does not reset workers"));
         }
         let created = self.create(0).await?;
         let worker = self.reference(0, Some(created.provider_id.clone()));
@@ -91,28 +86,30 @@ impl<S: Subject> Trial<'_, S> {
             let _abandoned = timeout(limit, provider.reset(&request)).await;
             let seen = self.list_until(1).await?.remove(0);
             if seen.provider_id != created.provider_id {
-                return Err(format!("abandoned after {limit:?}, it is {}", seen.provider_id));
+                let id = seen.provider_id;
+                return Err(format!("abandoned after {limit:?}, it is {id}").into());
             }
             let again = self.subject.provider().reset(&request).await;
             again.map_err(|error| format!("abandoned after {limit:?}: repeat: {error}"))?;
         }
         self.list_until(1).await?;
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn delete_twice(&self) -> Result<bool, String> {
+    pub(super) async fn delete_twice(&self) -> Tried {
         let created = self.create(0).await?;
         for provider_id in [Some(created.provider_id), None, Some("never-was".to_owned())] {
             let worker = self.reference(0, provider_id);
             match self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await {
                 Ok(()) | Err(ProviderError::NotFound(_)) => {}
-                Err(error) => return Err(format!("delete failed: {error}")),
+                Err(error) => return Err(format!("delete failed: {error}").into()),
             }
         }
-        self.list_until(0).await.map(|_| true)
+        self.list_until(0).await?;
+        Ok(())
     }
 
-    pub(super) async fn next_attempt(&self) -> Result<bool, String> {
+    pub(super) async fn next_attempt(&self) -> Tried {
         let first = self.create(0).await?;
         let worker = self.reference(0, Some(first.provider_id.clone()));
         let deleted = self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await;
@@ -123,7 +120,7 @@ impl<S: Subject> Trial<'_, S> {
         let second = self.subject.provider().create(&request).await;
         let second = second.map_err(|error| format!("the second attempt failed: {error}"))?;
         if second.provider_id == first.provider_id {
-            return Err("two attempts have one provider id".to_owned());
+            return Err("two attempts have one provider id".to_owned().into());
         }
         // A late delete of the first attempt, by its name alone.
         let worker = self.reference(0, None);
@@ -134,37 +131,37 @@ impl<S: Subject> Trial<'_, S> {
         })?;
         let left = self.list_until(1).await?;
         if left[0].provider_id != second.provider_id {
-            return Err(format!("after it, {} is listed", left[0].provider_id));
+            return Err(format!("after it, {} is listed", left[0].provider_id).into());
         }
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn other_id(&self) -> Result<bool, String> {
+    pub(super) async fn other_id(&self) -> Tried {
         self.create(0).await?;
         self.list_until(1).await?;
         let worker = self.reference(0, Some("another-id".to_owned()));
         match self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await {
             Ok(()) | Err(ProviderError::NotFound(_)) => {}
-            Err(error) => return Err(format!("delete failed: {error}")),
+            Err(error) => return Err(format!("delete failed: {error}").into()),
         }
         self.list_until(1).await?;
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn not_found(&self) -> Result<bool, String> {
+    pub(super) async fn not_found(&self) -> Tried {
         let reference = self.reference(0, None);
         match self.subject.provider().get(&reference).await {
             Err(ProviderError::NotFound(_)) => {}
-            answer => return Err(format!("get answered {answer:?}")),
+            answer => return Err(format!("get answered {}", told::answer(&answer)).into()),
         }
         if self.subject.provider().describe().in_place.is_empty() {
-            return Ok(true);
+            return Ok(());
         }
         let (labels, tags) = (BTreeMap::new(), Vec::new());
         let request = UpdateRequest { worker: reference, labels, tags };
         match self.subject.provider().update(&request).await {
-            Err(ProviderError::NotFound(_)) => Ok(true),
-            answer => Err(format!("update answered {answer:?}")),
+            Err(ProviderError::NotFound(_)) => Ok(()),
+            answer => Err(format!("update answered {}", told::answer(&answer)).into()),
         }
     }
 }

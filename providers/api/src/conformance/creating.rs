@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{ABANDONED_AFTER_MS, STILL, Subject, Trial};
+use super::{ABANDONED_AFTER_MS, STILL, Stop, Subject, Trial, Tried, told};
 use crate::error::ProviderError;
 use crate::provider::{CreateRequest, Idempotency, WorkerProvider as _};
 use crate::spec::ObservedWorker;
@@ -25,99 +25,114 @@ impl<S: Subject> Trial<'_, S> {
         }
     }
 
-    pub(super) async fn repeated_create(&self) -> Result<bool, String> {
+    pub(super) async fn repeated_create(&self) -> Tried {
         if self.subject.provider().describe().idempotency == Idempotency::None {
-            return Ok(false);
+            return Err(Stop::NotTried("`idempotency` is none: creates are not repeated"));
         }
         let first = self.create(0).await?;
         let again = self.subject.provider().create(&self.request(0)).await;
         if !self.is_fine(&first, &again) {
-            return Err(format!("the second create of one attempt answered {again:?}"));
+            let again = told::answer(&again);
+            return Err(format!("the second create of one attempt answered {again}").into());
         }
         self.list_until(1).await?;
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn creates_side_by_side(&self) -> Result<bool, String> {
+    pub(super) async fn creates_side_by_side(&self) -> Tried {
         if self.subject.provider().describe().idempotency == Idempotency::None {
-            return Ok(false);
+            return Err(Stop::NotTried("`idempotency` is none: creates are not repeated"));
         }
         let (one, other) = (self.subject.provider(), self.subject.provider());
         let request = self.request(0);
         let (one, other) = tokio::join!(one.create(&request), other.create(&request));
         let (first, again) = if one.is_ok() { (one, other) } else { (other, one) };
-        let first = first.map_err(|error| format!("both creates failed: {error}, {again:?}"))?;
+        let first =
+            first.map_err(|error| format!("both failed: {error}; {}", told::answer(&again)))?;
         if !self.is_fine(&first, &again) {
-            return Err(format!("two creates of one attempt answered {first:?} and {again:?}"));
+            let (first, again) = (told::answer(&Ok(first)), told::answer(&again));
+            return Err(format!("two creates of one attempt answered {first} and {again}").into());
         }
         self.list_until(1).await?;
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn tags_round_trip(&self) -> Result<bool, String> {
+    pub(super) async fn tags_round_trip(&self) -> Tried {
         let request = self.request(3);
         let created = self.create(3).await?;
         let listed = self.list_until(1).await?.remove(0);
-        let expected = (
-            request.name,
-            request.attempt,
-            request.operation,
-            request.spec_hash,
-            request.spec.labels,
-            request.spec.tags,
-        );
         for (what, worker) in [("created", created), ("listed", listed)] {
-            let ObservedWorker { name, attempt, operation, spec_hash, labels, tags, .. } = worker;
-            let found = (name, attempt, operation, spec_hash, labels, tags);
-            if found != expected {
-                return Err(format!("{what} as {found:?}, expected {expected:?}"));
+            let expected = ObservedWorker {
+                name: request.name.clone(),
+                attempt: request.attempt,
+                operation: request.operation,
+                spec_hash: request.spec_hash.clone(),
+                labels: request.spec.labels.clone(),
+                tags: request.spec.tags.clone(),
+                ..worker.clone()
+            };
+            let differences = told::differences(&expected, &worker);
+            if !differences.is_empty() {
+                return Err(
+                    format!("{what} otherwise than asked: {}", differences.join("; ")).into()
+                );
             }
         }
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn invalid(&self) -> Result<bool, String> {
-        let Some(spec) = self.subject.invalid_spec() else { return Ok(false) };
+    pub(super) async fn invalid(&self) -> Tried {
+        let Some(spec) = self.subject.invalid_spec() else {
+            return Err(Stop::NotTried("the provider names no `invalid_image`"));
+        };
         let request = CreateRequest { spec, ..self.request(0) };
         match self.subject.provider().create(&request).await {
-            Err(ProviderError::InvalidSpec(_)) => self.list_until(0).await.map(|_| true),
-            answer => Err(format!("create answered {answer:?}")),
+            Err(ProviderError::InvalidSpec(_)) => {
+                self.list_until(0).await?;
+                Ok(())
+            }
+            answer => Err(format!("create answered {}", told::answer(&answer)).into()),
         }
     }
 
-    pub(super) async fn lost_answer(&self) -> Result<bool, String> {
+    pub(super) async fn lost_answer(&self) -> Tried {
         if !self.subject.lose_next_create() {
-            return Ok(false);
+            return Err(Stop::NotTried("no answer can be lost on purpose here"));
         }
         match self.subject.provider().create(&self.request(0)).await {
             Err(error) if error.is_unknown() => {}
-            answer => return Err(format!("create answered {answer:?}")),
+            answer => {
+                return Err(format!("create answered {}", told::answer(&answer)).into());
+            }
         }
         self.list_until(1).await?;
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn abandoned(&self) -> Result<bool, String> {
+    pub(super) async fn abandoned(&self) -> Tried {
         if self.subject.provider().describe().idempotency == Idempotency::None {
-            return Ok(false);
+            return Err(Stop::NotTried("`idempotency` is none: creates are not repeated"));
         }
         let stages = stages(self.time_of_a_create().await?);
         for (slot, limit) in (1..).zip(stages) {
             let request = self.abandon_create(slot, limit).await;
             match self.subject.provider().create(&request).await {
                 Ok(_) | Err(ProviderError::AlreadyExists(_)) => {}
-                Err(error) => return Err(format!("abandoned after {limit:?}: repeat: {error}")),
+                Err(error) => {
+                    return Err(format!("abandoned after {limit:?}: repeat: {error}").into());
+                }
             }
         }
         let listed = self.list_until(stages.len() + 1).await?;
         let names: BTreeSet<String> = listed.iter().map(|worker| worker.name.to_string()).collect();
         if names.len() != listed.len() {
-            return Err(format!("an abandoned create made a second worker: {listed:?}"));
+            let listed = told::names(&listed);
+            return Err(format!("an abandoned create made a second worker: {listed}").into());
         }
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    pub(super) async fn late_effects(&self) -> Result<bool, String> {
+    pub(super) async fn late_effects(&self) -> Tried {
         let whole = self.time_of_a_create().await?;
         // The one that is cut off first comes last: what it brings has the least time to show.
         for (slot, limit) in (1..).zip(stages(whole).into_iter().rev()) {
@@ -134,17 +149,17 @@ impl<S: Subject> Trial<'_, S> {
         sleep(still).await;
         let late = ids().await?;
         if late != settled {
-            let (settled, late): (Vec<_>, Vec<_>) =
-                (settled.difference(&late).collect(), late.difference(&settled).collect());
+            let (came, went) = (difference(&late, &settled), difference(&settled, &late));
             return Err(format!(
-                "later than {settle:?} after the calls were cut off, {late:?} came and {settled:?} went"
-            ));
+                "later than {settle:?} after the calls were cut off, {came} came and {went} went"
+            )
+            .into());
         }
         self.clean().await?;
         sleep(still).await;
         match self.list().await?.as_slice() {
-            [] => Ok(true),
-            back => Err(format!("after their deletion, {back:?} came back")),
+            [] => Ok(()),
+            back => Err(format!("after their deletion, {} came back", told::names(back)).into()),
         }
     }
 
@@ -162,6 +177,12 @@ impl<S: Subject> Trial<'_, S> {
         let _abandoned = timeout(limit, provider.create(&request)).await;
         request
     }
+}
+
+/// Says which ids are in the one and not in the other.
+fn difference(one: &BTreeSet<String>, other: &BTreeSet<String>) -> String {
+    let ids: Vec<&str> = one.difference(other).map(String::as_str).collect();
+    if ids.is_empty() { "nothing".to_owned() } else { ids.join(", ") }
 }
 
 /// Returns after how long calls are abandoned that take `whole`.

@@ -9,17 +9,22 @@
 //! | `creating` | creates                                          |
 //! | `changing` | updates, resets and deletes                       |
 //! | `rules`    | the sentences, and why each matters               |
+//! | `told`     | what was answered, in words                       |
 
 mod changing;
 mod creating;
 mod rules;
+mod told;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
+
+use told::names;
 
 use crate::error::ProviderError;
 use crate::identity::{DeploymentId, Generation, Slot, WorkerName};
@@ -73,8 +78,8 @@ pub enum Outcome {
     Kept,
     /// It does not, and how.
     Broken(String),
-    /// It could not be tried here.
-    NotTried,
+    /// It could not be tried here, and why.
+    NotTried(&'static str),
 }
 
 /// One rule, and what became of it.
@@ -86,6 +91,17 @@ pub struct Finding {
     pub advice: &'static str,
     /// What became of it.
     pub outcome: Outcome,
+    /// What could not be deleted again.
+    pub left: Vec<Left>,
+}
+
+/// Workers of the suite that may be left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// Whose they are: what they bear.
+    pub owner: DeploymentId,
+    /// Why it is not known that they are gone.
+    pub why: String,
 }
 
 impl fmt::Display for Finding {
@@ -93,43 +109,27 @@ impl fmt::Display for Finding {
         match &self.outcome {
             Outcome::Kept => write!(f, "kept: {}", self.rule),
             Outcome::Broken(how) => write!(f, "BROKEN: {}: {how}\n  {}", self.rule, self.advice),
-            Outcome::NotTried => write!(f, "not tried here: {}", self.rule),
+            Outcome::NotTried(why) => write!(f, "not tried here: {}: {why}", self.rule),
         }
     }
 }
 
-/// Tells each finding as soon as it is there.
-struct Findings<'t> {
-    found: Vec<Finding>,
-    is_wanted: &'t (dyn Fn(&str) -> bool + Sync),
-    tell: &'t mut (dyn FnMut(&Finding) + Send),
+/// Why a try ended before its end.
+enum Stop {
+    /// The rule is broken, and how.
+    Broken(String),
+    /// It cannot be tried here, and why.
+    NotTried(&'static str),
 }
 
-impl Findings<'_> {
-    async fn add<S: Subject>(
-        &mut self,
-        (rule, advice): (&'static str, &'static str),
-        trial: &Trial<'_, S>,
-        trying: impl Future<Output = Result<bool, String>>,
-    ) {
-        if !(self.is_wanted)(rule) {
-            return;
-        }
-        let outcome = match Box::pin(trying).await {
-            Ok(true) => Outcome::Kept,
-            Ok(false) => Outcome::NotTried,
-            Err(how) => Outcome::Broken(match Box::pin(trial.clean()).await {
-                Ok(()) => how,
-                Err(left) => {
-                    format!("{how}; workers of deployment {} are left: {left}", trial.owner)
-                }
-            }),
-        };
-        let finding = Finding { rule, advice, outcome };
-        (self.tell)(&finding);
-        self.found.push(finding);
+impl From<String> for Stop {
+    fn from(how: String) -> Self {
+        Self::Broken(how)
     }
 }
+
+/// What comes of trying a rule.
+type Tried = Result<(), Stop>;
 
 /// Runs every rule, and tells each finding. `seed` tells the deployments of two runs apart.
 pub async fn run(
@@ -137,61 +137,165 @@ pub async fn run(
     seed: [u8; 15],
     tell: &mut (dyn FnMut(&Finding) + Send),
 ) -> Vec<Finding> {
-    run_some(subject, seed, &|_| true, tell).await
+    Suite::new(subject, seed).run(&|_| true, tell).await
 }
 
-/// Runs the rules whose sentence is wanted.
-pub async fn run_some(
-    subject: &impl Subject,
+/// The rules, and the workers that trying them makes.
+pub struct Suite<'s, S> {
+    subject: &'s S,
     seed: [u8; 15],
-    is_wanted: &(dyn Fn(&str) -> bool + Sync),
-    tell: &mut (dyn FnMut(&Finding) + Send),
-) -> Vec<Finding> {
-    let trial = |number: u8| {
+    /// The deployments whose workers may still be there.
+    begun: Mutex<BTreeSet<DeploymentId>>,
+}
+
+impl<S> fmt::Debug for Suite<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Suite").field("begun", &self.begun).finish_non_exhaustive()
+    }
+}
+
+/// A run of the suite.
+struct Running<'r, S> {
+    suite: &'r Suite<'r, S>,
+    found: Vec<Finding>,
+    /// Why nothing more can be tried.
+    hopeless: bool,
+    is_wanted: &'r (dyn Fn(&str) -> bool + Sync),
+    tell: &'r mut (dyn FnMut(&Finding) + Send),
+}
+
+impl<'s, S: Subject> Suite<'s, S> {
+    /// Builds the suite. `seed` tells the deployments of two runs apart.
+    pub fn new(subject: &'s S, seed: [u8; 15]) -> Self {
+        Self { subject, seed, begun: Mutex::default() }
+    }
+
+    fn begun(&self) -> MutexGuard<'_, BTreeSet<DeploymentId>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn owner(&self, number: u8) -> DeploymentId {
         let mut id = [number; 16];
         // Names of objects end in the first three bytes.
-        (id[0], id[1]) = (seed[0], number);
-        id[2..].copy_from_slice(&seed[1..]);
-        Trial { subject, owner: DeploymentId::from_random(id) }
-    };
-    let mut findings = Findings { found: Vec::new(), is_wanted, tell };
-    let own = trial(1);
-    findings.add(rules::REPEATED_CREATE, &own, own.repeated_create()).await;
-    let own = trial(2);
-    findings.add(rules::SIDE_BY_SIDE, &own, own.creates_side_by_side()).await;
-    let own = trial(3);
-    findings.add(rules::TAGS, &own, own.tags_round_trip()).await;
-    let (own, stranger) = (trial(4), trial(5));
-    findings.add(rules::SCOPE, &own, own.scoped(&stranger.owner)).await;
-    let own = trial(6);
-    findings.add(rules::WHOLE, &own, own.whole_listing()).await;
-    let own = trial(7);
-    findings.add(rules::IN_PLACE, &own, own.update_in_place()).await;
-    let own = trial(8);
-    findings.add(rules::DELETE_TWICE, &own, own.delete_twice()).await;
-    let own = trial(14);
-    findings.add(rules::NEXT_ATTEMPT, &own, own.next_attempt()).await;
-    let own = trial(15);
-    findings.add(rules::OTHER_ID, &own, own.other_id()).await;
-    let own = trial(16);
-    findings.add(rules::RESET, &own, own.reset()).await;
-    let own = trial(17);
-    findings.add(rules::ABANDONED_RESET, &own, own.abandoned_reset()).await;
-    let own = trial(9);
-    findings.add(rules::NOT_FOUND, &own, own.not_found()).await;
-    let own = trial(10);
-    findings.add(rules::INVALID, &own, own.invalid()).await;
-    let own = trial(11);
-    findings.add(rules::LOST_ANSWER, &own, own.lost_answer()).await;
-    let own = trial(12);
-    findings.add(rules::INCOMPLETE, &own, own.incomplete()).await;
-    let own = trial(13);
-    findings.add(rules::ABANDONED, &own, own.abandoned()).await;
-    let own = trial(18);
-    findings.add(rules::HEALTH, &own, own.health()).await;
-    let own = trial(19);
-    findings.add(rules::LATE, &own, own.late_effects()).await;
-    findings.found
+        (id[0], id[1]) = (self.seed[0], number);
+        id[2..].copy_from_slice(&self.seed[1..]);
+        DeploymentId::from_random(id)
+    }
+
+    fn trial(&self, number: u8) -> Trial<'s, S> {
+        Trial { subject: self.subject, owner: self.owner(number) }
+    }
+
+    /// Runs the rules whose sentence is wanted, and tells each finding. When workers cannot be created at all, the rest is
+    /// not tried. It can be dropped at any moment; then [`Suite::clean`] is due.
+    pub async fn run(
+        &self,
+        is_wanted: &(dyn Fn(&str) -> bool + Sync),
+        tell: &mut (dyn FnMut(&Finding) + Send),
+    ) -> Vec<Finding> {
+        let mut running =
+            Running { suite: self, found: Vec::new(), hopeless: false, is_wanted, tell };
+        let own = self.trial(20);
+        running.add(rules::CREATE, &own, own.plain_create()).await;
+        running.hopeless = running.found.iter().any(|first| first.outcome != Outcome::Kept);
+        let own = self.trial(1);
+        running.add(rules::REPEATED_CREATE, &own, own.repeated_create()).await;
+        let own = self.trial(2);
+        running.add(rules::SIDE_BY_SIDE, &own, own.creates_side_by_side()).await;
+        let own = self.trial(3);
+        running.add(rules::TAGS, &own, own.tags_round_trip()).await;
+        let (own, stranger) = (self.trial(4), self.trial(5));
+        running.add(rules::SCOPE, &own, own.scoped(&stranger)).await;
+        let own = self.trial(6);
+        running.add(rules::WHOLE, &own, own.whole_listing()).await;
+        let own = self.trial(7);
+        running.add(rules::IN_PLACE, &own, own.update_in_place()).await;
+        let own = self.trial(8);
+        running.add(rules::DELETE_TWICE, &own, own.delete_twice()).await;
+        let own = self.trial(14);
+        running.add(rules::NEXT_ATTEMPT, &own, own.next_attempt()).await;
+        let own = self.trial(15);
+        running.add(rules::OTHER_ID, &own, own.other_id()).await;
+        let own = self.trial(16);
+        running.add(rules::RESET, &own, own.reset()).await;
+        let own = self.trial(17);
+        running.add(rules::ABANDONED_RESET, &own, own.abandoned_reset()).await;
+        let own = self.trial(9);
+        running.add(rules::NOT_FOUND, &own, own.not_found()).await;
+        let own = self.trial(10);
+        running.add(rules::INVALID, &own, own.invalid()).await;
+        let own = self.trial(11);
+        running.add(rules::LOST_ANSWER, &own, own.lost_answer()).await;
+        let own = self.trial(12);
+        running.add(rules::INCOMPLETE, &own, own.incomplete()).await;
+        let own = self.trial(13);
+        running.add(rules::ABANDONED, &own, own.abandoned()).await;
+        let own = self.trial(18);
+        running.add(rules::HEALTH, &own, own.health()).await;
+        let own = self.trial(19);
+        running.add(rules::LATE, &own, own.late_effects()).await;
+        running.found
+    }
+
+    /// Deletes what a run that was dropped had begun, once its calls cannot bring anything any more; returns what could
+    /// not be deleted.
+    pub async fn clean(&self) -> Vec<Left> {
+        sleep(self.subject.provider().describe().settle).await;
+        self.clean_up().await
+    }
+
+    /// Returns the deployments whose workers may still be there.
+    pub fn unclean(&self) -> BTreeSet<DeploymentId> {
+        self.begun().clone()
+    }
+
+    async fn clean_up(&self) -> Vec<Left> {
+        let mut left = Vec::new();
+        for owner in self.unclean() {
+            let trial = Trial { subject: self.subject, owner: owner.clone() };
+            match trial.clean().await {
+                Ok(()) => drop(self.begun().remove(&owner)),
+                Err(why) => left.push(Left { owner, why }),
+            }
+        }
+        left
+    }
+}
+
+impl<S: Subject> Running<'_, S> {
+    async fn add(
+        &mut self,
+        (rule, advice): (&'static str, &'static str),
+        trial: &Trial<'_, S>,
+        trying: impl Future<Output = Tried>,
+    ) {
+        if !(self.is_wanted)(rule) {
+            return;
+        }
+        let (outcome, left) = if self.hopeless {
+            (Outcome::NotTried("no worker can be created"), Vec::new())
+        } else {
+            self.suite.begun().insert(trial.owner.clone());
+            match Box::pin(trying).await {
+                Err(Stop::Broken(how)) => {
+                    let left = Box::pin(self.suite.clean_up()).await;
+                    (Outcome::Broken(how), left)
+                }
+                kept => {
+                    // It has deleted its workers and seen that they are gone.
+                    self.suite.begun().remove(&trial.owner);
+                    let why = kept.err().and_then(|stop| match stop {
+                        Stop::NotTried(why) => Some(why),
+                        Stop::Broken(_) => None,
+                    });
+                    (why.map_or(Outcome::Kept, Outcome::NotTried), Vec::new())
+                }
+            }
+        };
+        let finding = Finding { rule, advice, outcome, left };
+        (self.tell)(&finding);
+        self.found.push(finding);
+    }
 }
 
 /// One rule's try, under a deployment of its own.
@@ -262,13 +366,8 @@ impl<S: Subject> Trial<'_, S> {
         if let Ok(listed) = timeout(settle + PATIENCE, looking).await {
             listed
         } else {
-            let found: Vec<String> = self
-                .list()
-                .await?
-                .iter()
-                .map(|w| format!("{} {}", w.name, w.provider_id))
-                .collect();
-            Err(format!("expected {count} workers in the listing, found {found:?}"))
+            let found = names(&self.list().await?);
+            Err(format!("expected {count} workers in the listing, found {found}"))
         }
     }
 
@@ -288,13 +387,18 @@ impl<S: Subject> Trial<'_, S> {
         self.list_until(0).await.map(drop)
     }
 
-    async fn scoped(&self, other: &DeploymentId) -> Result<bool, String> {
+    async fn plain_create(&self) -> Tried {
         self.create(0).await?;
         self.list_until(1).await?;
-        let stranger = Trial { subject: self.subject, owner: other.clone() };
+        Ok(self.clean().await?)
+    }
+
+    async fn scoped(&self, stranger: &Self) -> Tried {
+        self.create(0).await?;
+        self.list_until(1).await?;
         let seen = stranger.list().await?;
         if !seen.is_empty() {
-            return Err(format!("another deployment sees {seen:?}"));
+            return Err(format!("another deployment sees {}", names(&seen)).into());
         }
         // A stranger's delete of the same name must not reach ours.
         let reference = stranger.reference(0, None);
@@ -302,10 +406,10 @@ impl<S: Subject> Trial<'_, S> {
             self.subject.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await;
         deleted.map_err(|error| format!("deleting nothing failed: {error}"))?;
         self.list_until(1).await?;
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    async fn health(&self) -> Result<bool, String> {
+    async fn health(&self) -> Tried {
         let provider = self.subject.provider();
         let created = self.create(0).await?;
         let worker = self.reference(0, Some(created.provider_id));
@@ -314,8 +418,11 @@ impl<S: Subject> Trial<'_, S> {
                 match provider.probe(&worker).await {
                     Ok(ProbeOutcome::Healthy) => return Ok(()),
                     Ok(ProbeOutcome::Unhealthy(_)) => sleep(PAUSE).await,
-                    answer => {
-                        return Err(format!("a probe of a worker that runs answered {answer:?}"));
+                    Ok(ProbeOutcome::Gone(why)) => {
+                        return Err(format!("a worker that runs is probed as gone: {why}"));
+                    }
+                    Err(error) => {
+                        return Err(format!("a probe of a worker that runs failed: {error}"));
                     }
                 }
             }
@@ -327,21 +434,21 @@ impl<S: Subject> Trial<'_, S> {
         let gone = async {
             loop {
                 match provider.probe(&worker).await {
-                    Ok(ProbeOutcome::Gone(_)) | Err(ProviderError::NotFound(_)) => return Ok(true),
+                    Ok(ProbeOutcome::Gone(_)) | Err(ProviderError::NotFound(_)) => return Ok(()),
                     // What a listing shows late may be known late here too.
                     Ok(_) => sleep(PAUSE).await,
                     Err(error) => {
-                        return Err(format!("a probe of a deleted worker answered {error:?}"));
+                        return Err(format!("a probe of a deleted worker failed: {error}"));
                     }
                 }
             }
         };
         let limit = provider.describe().lag() + PATIENCE;
         let outcome = timeout(limit, gone).await;
-        outcome.unwrap_or_else(|_| Err("a deleted worker was never gone".to_owned()))
+        Ok(outcome.unwrap_or_else(|_| Err("a deleted worker was never gone".to_owned()))?)
     }
 
-    async fn whole_listing(&self) -> Result<bool, String> {
+    async fn whole_listing(&self) -> Tried {
         for slot in 0..5 {
             self.create(slot).await?;
         }
@@ -349,22 +456,23 @@ impl<S: Subject> Trial<'_, S> {
         let names: BTreeSet<String> = listed.iter().map(|worker| worker.name.to_string()).collect();
         let ids: BTreeSet<&String> = listed.iter().map(|worker| &worker.provider_id).collect();
         if names.len() != 5 || ids.len() != 5 {
-            return Err(format!("a worker is listed twice: {names:?}, {ids:?}"));
+            return Err(format!("a worker is listed twice: {}", self::names(&listed)).into());
         }
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 
-    async fn incomplete(&self) -> Result<bool, String> {
+    async fn incomplete(&self) -> Tried {
         self.create(0).await?;
         self.list_until(1).await?;
         if !self.subject.hide_from_next_listing() {
-            return self.clean().await.map(|()| false);
+            self.clean().await?;
+            return Err(Stop::NotTried("nothing can be hidden from a listing here"));
         }
         let listing = self.subject.provider().list(&self.owner, None).await;
         let listing = listing.map_err(|error| format!("list failed: {error}"))?;
         if listing.complete && listing.workers.is_empty() {
-            return Err("a listing without the worker says that it is complete".to_owned());
+            return Err("a listing without the worker says that it is complete".to_owned().into());
         }
-        self.clean().await.map(|()| true)
+        Ok(self.clean().await?)
     }
 }

@@ -2,6 +2,10 @@
 
 type Rule = (&'static str, &'static str);
 
+pub(super) const CREATE: Rule = (
+    "a worker is created, listed and deleted",
+    "Nothing else can be tried without. What `create` answers is what `list` shows, and `delete` takes it away.",
+);
 pub(super) const REPEATED_CREATE: Rule = (
     "a repeated create gives one worker",
     "A caller whose answer was lost sends the same create again. Look for an object with the same owner, name \

@@ -191,8 +191,19 @@ impl Described {
         Ok(())
     }
 
+    /// Returns the answer without what a description repeats as it is.
+    fn answered(&self) -> Value {
+        let rest = Self { config_schema: None, attributes_schema: None, ..self.clone() };
+        let mut value = serde_json::to_value(rest).unwrap_or_default();
+        if let Some(value) = value.as_object_mut() {
+            value.retain(|_, value| !value.is_null());
+        }
+        value
+    }
+
     /// Returns the contract's description. A call that was cut off may go on for `grace`; one that looks may take `look`.
     pub(crate) fn into_description(self, grace: Duration, look: Duration) -> Description {
+        let answered = self.answered();
         let has = |method| self.methods.contains(&method);
         let in_place = if has(Extra::Update) { self.in_place.clone() } else { Vec::new() };
         Description {
@@ -215,6 +226,7 @@ impl Described {
                 config_schema: self.config_schema,
                 attributes_schema: self.attributes_schema,
                 invalid_image: self.invalid_image,
+                answered: Some(answered),
             },
         }
     }

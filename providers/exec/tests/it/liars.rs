@@ -1,9 +1,10 @@
 //! The conformance suite finds executables that break the contract: the Python example, each time with one thing wrong.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use pool_provider::HumanDuration;
-use pool_provider::conformance::{self, Outcome};
+use pool_provider::conformance::{Finding, Outcome, Suite};
 use serde_json::json;
 
 use super::examples::Example;
@@ -31,6 +32,15 @@ async fn broken(rule: &str, right: &str, wrong: &str) -> String {
 
 /// The same with several things wrong.
 async fn broken_by(rule: &str, lies: &[(&str, &str)]) -> String {
+    let findings = tried(rule, lies).await;
+    let [finding] = findings.as_slice() else { panic!("{rule}: {findings:?}") };
+    let Outcome::Broken(how) = &finding.outcome else { panic!("not found out: {finding}") };
+    assert!(!finding.advice.is_empty());
+    how.clone()
+}
+
+/// Tries the rules that have these words in them, on the Python example with several things wrong.
+async fn tried(rule: &str, lies: &[(&str, &str)]) -> Vec<Finding> {
     let ground = Ground::new();
     let text =
         std::fs::read_to_string(repository().join("examples/providers/processes.py")).unwrap();
@@ -51,11 +61,35 @@ async fn broken_by(rule: &str, lies: &[(&str, &str)]) -> String {
     let subject =
         Example(ground.open(config).await.unwrap(), vec![(name.to_owned(), value.to_owned())]);
     let is_it = |sentence: &str| sentence.contains(rule);
-    let findings = conformance::run_some(&subject, [3; 15], &is_it, &mut |_| {}).await;
-    let [finding] = findings.as_slice() else { panic!("{rule}: {findings:?}") };
-    let Outcome::Broken(how) = &finding.outcome else { panic!("not found out: {finding}") };
-    assert!(!finding.advice.is_empty());
-    how.clone()
+    // Two tries of a rule side by side are two deployments.
+    static TRIES: AtomicU8 = AtomicU8::new(20);
+    let seed = [TRIES.fetch_add(1, Ordering::Relaxed); 15];
+    Suite::new(&subject, seed).run(&is_it, &mut |_| {}).await
+}
+
+#[tokio::test]
+async fn where_nothing_can_be_created_nothing_else_is_tried() {
+    let right = "def create(config, params, secrets):\n";
+    let refuses = format!("{right}    raise Refused('quota', 'no rack is left')\n");
+    let findings = tried("", &[(right, &refuses)]).await;
+    let (first, rest) = findings.split_first().unwrap();
+    let Outcome::Broken(how) = &first.outcome else { panic!("{first}") };
+    assert!(how.contains("quota exceeded: no rack is left"), "{how}");
+    assert_eq!(rest.len(), 18);
+    for finding in rest {
+        assert_eq!(finding.outcome, Outcome::NotTried("no worker can be created"), "{finding}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_deleted_is_told() {
+    let right = "def delete(config, params, secrets):\n";
+    let findings =
+        tried("is created, listed", &[(right, &format!("{right}    return None\n"))]).await;
+    let [finding] = findings.as_slice() else { panic!("{findings:?}") };
+    assert!(matches!(finding.outcome, Outcome::Broken(_)), "{finding}");
+    let [left] = finding.left.as_slice() else { panic!("{finding:?}") };
+    assert!(left.why.contains("expected 0 workers in the listing"), "{}", left.why);
 }
 
 #[tokio::test]
@@ -94,23 +128,23 @@ async fn late_effects_are_found_out() {
 async fn a_delete_that_takes_later_attempts_is_found_out() {
     let how =
         broken("tried again under its name", "int(attempt) <= params[\"attempt\"]", "True").await;
-    assert!(how.contains("expected 1 workers in the listing, found []"), "{how}");
+    assert!(how.contains("expected 1 workers in the listing, found none"), "{how}");
 }
 
 #[tokio::test]
 async fn a_delete_that_does_not_look_at_the_id_is_found_out() {
     let right = "is_named and params.get(\"provider_id\") in (None, worker_id)";
     let how = broken("names another id", right, "is_named").await;
-    assert!(how.contains("found []"), "{how}");
+    assert!(how.contains("found none"), "{how}");
 }
 
 #[tokio::test]
 async fn errors_with_the_wrong_name_are_found_out() {
     let how = broken("what does not exist", "Refused(\"not_found\"", "Refused(\"transient\"").await;
-    assert!(how.contains("get answered Err(Transient"), "{how}");
+    assert!(how.contains("get answered `transient`"), "{how}");
     let right = "Refused(\"invalid_spec\", f\"there is";
     let how = broken("cannot succeed", right, "Refused(\"transient\", f\"there is").await;
-    assert!(how.contains("create answered Err(Transient"), "{how}");
+    assert!(how.contains("create answered `transient`"), "{how}");
 }
 
 #[tokio::test]
