@@ -95,6 +95,8 @@ pub struct DesiredPool {
     pub spec: Spec,
     /// The hashes of the workers' secrets.
     pub secrets: SecretHashes,
+    /// The secrets that cannot be read now, and why.
+    pub unreadable: BTreeMap<String, String>,
     /// The whole config, as it will be recorded.
     pub config: StaticPoolConfig,
     /// Where it stands, as `file:line:column`.
@@ -114,6 +116,7 @@ impl DesiredPool {
             size: config.fixed_size,
             spec: Spec::of(&config, loaded.provider.as_ref()),
             secrets,
+            unreadable: BTreeMap::new(),
             config,
             place: loaded.place.clone(),
             overridden: loaded.overridden(),

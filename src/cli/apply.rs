@@ -86,14 +86,15 @@ async fn fresh(
     planning: &PlanningArgs,
     applying: &ApplyingArgs,
 ) -> Result<Exit, CliError> {
-    let pools = load(context, paths, mode).await?;
+    let loaded = load(context, paths, mode).await?;
+    let pools = &loaded.pools;
     // Where there is no state there is nothing to destroy, and no reason to make one.
     let (what, when_missing) = match mode {
         PlanMode::Destroy => ("pool destroy", WhenMissing::Pretend),
         PlanMode::Converge => ("pool apply", WhenMissing::Create),
     };
     let store = context.open(what, when_missing)?;
-    let options = options(planning, mode, paths, &pools);
+    let options = options(planning, mode, paths, pools);
     let mut concerned = store.pool_ids().await?;
     concerned.extend(pools.iter().map(|pool| pool.config.pool_id.clone()));
     let narrowed: BTreeSet<PoolId> = concerned
@@ -105,10 +106,12 @@ async fn fresh(
         .collect();
     let hold = context.lock(&store, &narrowed, applying.lock_timeout.get()).await?;
     let run = async {
-        let reconciler = context.reconciler(store.clone(), &pools, applying.parallelism).await?;
-        let desired = reconciler.desired(&pools);
-        let mut planned = reconciler.plan_settled(&desired, &options, planning.refresh).await?;
-        check_addresses(&options, &pools, &planned.recorded)?;
+        let reconciler = context.reconciler(store.clone(), pools, applying.parallelism).await;
+        let reconciler = reconciler.map_err(|error| error.shown_in(&loaded))?;
+        let desired = reconciler.desired(pools);
+        let planned = reconciler.plan_settled(&desired, &options, planning.refresh).await;
+        let mut planned = planned.map_err(|error| CliError::from(error).shown_in(&loaded))?;
+        check_addresses(&options, pools, &planned.recorded)?;
         // A pool of which nothing is recorded can still have workers that bear our tag.
         let strays: BTreeSet<PoolId> = planned
             .plan

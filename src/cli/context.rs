@@ -112,7 +112,8 @@ impl Context {
         let mut names = store.provider_names().await?;
         names.extend(pools.iter().map(|pool| pool.config.provider_name().to_owned()));
         // A provider that nobody needs any more may be gone: the plan says what it is missed for.
-        let (providers, absent) = sorted(providers.get_all(&names, OPENED_WITHIN).await)?;
+        let wanted = pools.iter().map(|pool| pool.config.provider_name()).collect();
+        let (providers, absent) = sorted(providers.get_all(&names, OPENED_WITHIN).await, &wanted)?;
         let environment = Arc::new(self.world.environment.clone());
         Ok(Reconciler {
             secrets: Secrets::new(environment, store.secret_key()),
@@ -147,7 +148,8 @@ impl Context {
             pools().filter_map(|pool| Some((pool.provider.clone(), pool.provider_config.clone()?)));
         providers.declare(declared.collect());
         let names: BTreeSet<String> = pools().map(|pool| pool.provider.clone()).collect();
-        let (found, absent) = sorted(providers.get_all(&names, OPENED_WITHIN).await)?;
+        let (found, absent) =
+            sorted(providers.get_all(&names, OPENED_WITHIN).await, &BTreeSet::new())?;
         for (name, provider) in found {
             reconciler.absent.remove(&name);
             reconciler.providers.insert(name, provider);
@@ -193,14 +195,19 @@ impl Context {
     }
 }
 
-/// Tells those that cannot be reached now from those that nobody knows: these are a mistake.
+/// Tells those that cannot be reached now from those that nobody knows, and from those whose config in the files is
+/// not what they want: these are mistakes.
 fn sorted(
     (found, failed): (BTreeMap<String, SharedProvider>, BTreeMap<String, PoolError>),
+    wanted: &BTreeSet<&str>,
 ) -> Result<(BTreeMap<String, SharedProvider>, Unseen), CliError> {
     let mut absent = Unseen::new();
     for (name, error) in failed {
         match error {
             PoolError::Provider { reason, .. } => drop(absent.insert(name, reason)),
+            unfit @ PoolError::Misfits(_) if !wanted.contains(name.as_str()) => {
+                absent.insert(name, unfit.to_string());
+            }
             other => return Err(other.into()),
         }
     }

@@ -1,7 +1,7 @@
 //! From errors to people: one place decides message, hint and exit code.
 
 use super::exit::Exit;
-use crate::config::Report;
+use crate::config::{self, Loaded, Misfit, Report};
 use crate::plan::Refusal;
 use crate::pool::PoolError;
 use crate::render::{self, Look};
@@ -12,6 +12,8 @@ use crate::state::StateError;
 pub enum CliError {
     /// The config is wrong.
     Config(Report),
+    /// Providers do not take what they are asked for.
+    Misfits(Vec<Misfit>),
     /// A guard refuses.
     Refused(Vec<Refusal>),
     /// The command line or the surroundings are wrong.
@@ -33,10 +35,21 @@ impl CliError {
         Self::Usage { message: message.into(), hint: Some(hint.into()) }
     }
 
+    /// Returns the error of a run that began with files: what a provider does not take of them is shown in them.
+    #[must_use]
+    pub fn shown_in(self, loaded: &Loaded) -> Self {
+        match self {
+            Self::Misfits(misfits) => {
+                Self::Config(config::misfits_report(&misfits, &loaded.warnings.sources))
+            }
+            other => other,
+        }
+    }
+
     /// Returns the exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Usage { .. } => Exit::Error,
+            Self::Config(_) | Self::Misfits(_) | Self::Usage { .. } => Exit::Error,
             Self::Refused(_) => Exit::Refused,
             Self::Stale(_) => Exit::Stale,
             Self::Failed(error) => match state_error(error) {
@@ -62,6 +75,9 @@ impl CliError {
                     (summary, found.help.clone().unwrap_or_default())
                 })
                 .collect(),
+            Self::Misfits(misfits) => {
+                misfits.iter().map(|misfit| (misfit.to_string(), String::new())).collect()
+            }
             Self::Refused(refusals) => refusals
                 .iter()
                 .map(|refusal| {
@@ -87,6 +103,9 @@ impl CliError {
             Self::Config(report) => {
                 let text = render::report_text(report, look);
                 format!("{text}{}", head(&report.to_string()))
+            }
+            Self::Misfits(misfits) => {
+                misfits.iter().map(|misfit| head(&misfit.to_string())).collect()
             }
             Self::Refused(refusals) => refusals
                 .iter()
@@ -138,6 +157,7 @@ impl From<PoolError> for CliError {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::Refused(refusals) => Self::Refused(refusals),
+            PoolError::Misfits(misfits) => Self::Misfits(misfits),
             unknown @ PoolError::UnknownProvider(_) => {
                 Self::usage(unknown.to_string(), "declare it under `providers` in the files")
             }

@@ -10,7 +10,7 @@ use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
 use super::plan_file;
-use crate::config::LoadedPool;
+use crate::config::{Loaded, LoadedPool};
 use crate::plan::{PlanMode, PlanOptions, RecordedPool};
 use crate::pool::Planned;
 use crate::render;
@@ -40,13 +40,16 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
     let mode = if arguments.destroy { PlanMode::Destroy } else { PlanMode::Converge };
-    let pools = load(context, &arguments.paths, mode).await?;
+    let loaded = load(context, &arguments.paths, mode).await?;
+    let pools = &loaded.pools;
     let store = context.open("pool plan", WhenMissing::Pretend)?;
-    let reconciler = context.reconciler(store, &pools, 1).await?;
-    let desired = reconciler.desired(&pools);
-    let options = options(&arguments.planning, mode, &arguments.paths, &pools);
-    let planned = reconciler.plan(&desired, &options, arguments.planning.refresh).await?;
-    check_addresses(&options, &pools, &planned.recorded)?;
+    let reconciler = context.reconciler(store, pools, 1).await;
+    let reconciler = reconciler.map_err(|error| error.shown_in(&loaded))?;
+    let desired = reconciler.desired(pools);
+    let options = options(&arguments.planning, mode, &arguments.paths, pools);
+    let planned = reconciler.plan(&desired, &options, arguments.planning.refresh).await;
+    let planned = planned.map_err(|error| CliError::from(error).shown_in(&loaded))?;
+    check_addresses(&options, pools, &planned.recorded)?;
     tell_gone(context, &planned);
     let plan = planned.plan;
     let printer = &context.printer;
@@ -71,14 +74,14 @@ pub(super) async fn load(
     context: &Context,
     paths: &[PathBuf],
     mode: PlanMode,
-) -> Result<Vec<LoadedPool>, CliError> {
+) -> Result<Loaded, CliError> {
     if paths.is_empty() && mode == PlanMode::Converge {
         return Err(CliError::usage(
             "no config is given",
             "name files or folders, or - for standard input: pool plan pools.yaml",
         ));
     }
-    Ok(context.load(paths).await?.pools)
+    context.load(paths).await
 }
 
 pub(super) fn options(

@@ -395,7 +395,7 @@ fn is_within(pointer: &str, parent: &str) -> bool {
 }
 
 /// Returns the pointers to the pools of a document.
-fn bases(document: &Value) -> Vec<String> {
+pub(super) fn bases(document: &Value) -> Vec<String> {
     match document.get("pools") {
         Some(Value::Array(pools)) => (0..pools.len()).map(|n| format!("/pools/{n}")).collect(),
         Some(_) => Vec::new(),

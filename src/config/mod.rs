@@ -20,6 +20,7 @@ pub mod diagnostic;
 mod document;
 pub mod leases;
 mod load;
+mod misfit;
 mod overrides;
 mod pointer;
 pub mod policy;
@@ -30,13 +31,13 @@ pub mod types;
 pub use diagnostic::{Diagnostic, Location, Report, Severity, Sources};
 pub use leases::{LeasesConfig, Pick, RecycleConfig, Reuse};
 pub use load::{Loaded, LoadedPool, Origin, Surroundings, load, read};
+pub use misfit::{Misfit, misfits_report};
 pub use policy::{
     CountOrPercent, GuardsConfig, HealthCheckConfig, HealthCheckKind, OnFailure,
     ProvisioningConfig, ProvisioningStrategy, RemediationConfig, UpdateConfig,
 };
 pub use pool_provider::{HumanDuration, SecretSource};
 pub use providers::{LimitsConfig, ProviderConfig, ProviderKind, RateLimit};
-pub use schema::misfits;
 pub use types::{EnvironmentValue, StaticPoolConfig, StaticWorkerConfig, WorkerType};
 
 /// Writes a value as YAML, for people; a value that YAML cannot hold is written as nothing.

@@ -126,6 +126,7 @@ fn compiled() -> &'static (Value, Validator) {
 }
 
 /// Something that breaks the schema, by JSON pointer.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Violation {
     /// Where in the document.
     pub(crate) pointer: String,
@@ -140,6 +141,17 @@ pub(crate) struct Violation {
 impl Violation {
     fn new(pointer: String, at_key: bool, diagnostic: Diagnostic) -> Self {
         Self { pointer, at_key, missing: None, diagnostic }
+    }
+
+    /// Builds what is wrong with a value.
+    pub(crate) fn at_value(pointer: &str, diagnostic: Diagnostic) -> Self {
+        Self::new(pointer.to_owned(), false, diagnostic)
+    }
+
+    /// Returns the same as part of something larger.
+    #[must_use]
+    pub(crate) fn below(self, pointer: &str) -> Self {
+        Self { pointer: format!("{pointer}{}", self.pointer), ..self }
     }
 
     /// Returns whether a key is given that the schema does not know.
@@ -160,8 +172,10 @@ pub(crate) fn violations(document: &Value) -> Vec<Violation> {
         let diagnostic = Diagnostic::error("wrong-type", summary).help(help);
         return vec![Violation::new(String::new(), false, diagnostic)];
     }
-    let mut found: Vec<Violation> =
-        validator.iter_errors(document).flat_map(|e| explain(&e, schema, "the pool")).collect();
+    let mut found: Vec<Violation> = validator
+        .iter_errors(document)
+        .flat_map(|e| explain(&e, (schema, document), "the pool"))
+        .collect();
     // A misspelt key is one mistake, not also the lack of the right one.
     let misspelt: Vec<(String, String)> = found
         .iter()
@@ -190,24 +204,23 @@ pub(crate) fn lookup<'s>(path: &[String]) -> Option<&'s Value> {
     Some(here)
 }
 
-/// Returns everything in `value` that breaks a schema of somebody else's, each in a sentence that begins with where it
-/// is below `path`.
+/// Returns everything in `value` that breaks a schema of somebody else's.
 ///
 /// # Errors
 /// When the schema is none.
-pub fn misfits(schema: &Value, value: &Value, path: &str) -> Result<Vec<String>, String> {
+pub(crate) fn violations_of(schema: &Value, value: &Value) -> Result<Vec<Violation>, String> {
     let validator = jsonschema::validator_for(schema).map_err(|error| error.to_string())?;
-    let violations = validator.iter_errors(value).flat_map(|error| explain(&error, schema, "it"));
-    let sentence = |Violation { pointer, diagnostic, .. }| {
-        let inner = dotted(&pointer);
-        let dot = if inner.is_empty() { "" } else { "." };
-        let help = diagnostic.help.map(|help| format!(" ({help})")).unwrap_or_default();
-        format!("{path}{dot}{inner}: {}{help}", diagnostic.summary)
-    };
-    Ok(violations.map(sentence).collect())
+    Ok(validator
+        .iter_errors(value)
+        .flat_map(|error| explain(&error, (schema, value), "it"))
+        .collect())
 }
 
-fn explain(error: &ValidationError<'_>, schema: &Value, whole: &str) -> Vec<Violation> {
+fn explain(
+    error: &ValidationError<'_>,
+    (schema, root): (&Value, &Value),
+    whole: &str,
+) -> Vec<Violation> {
     let pointer = error.instance_path().as_str().to_owned();
     let shown = dotted(&pointer);
     let name = shown.rsplit('.').next().unwrap_or_default().to_owned();
@@ -221,6 +234,17 @@ fn explain(error: &ValidationError<'_>, schema: &Value, whole: &str) -> Vec<Viol
             }
             let known = known_keys(schema, error.schema_path().as_str());
             unexpected.iter().map(|key| unknown_key(&pointer, key, &known)).collect()
+        }
+        // A schema without `properties` knows no key at all, and only its first one is told.
+        ValidationErrorKind::FalseSchema
+            if error.schema_path().as_str().ends_with("/additionalProperties") =>
+        {
+            let given = root.pointer(&pointer).and_then(Value::as_object);
+            given
+                .into_iter()
+                .flat_map(|given| given.keys())
+                .map(|key| unknown_key(&pointer, key, &[]))
+                .collect()
         }
         ValidationErrorKind::Required { property } => {
             let property = property.as_str().unwrap_or_default();
@@ -278,6 +302,7 @@ fn unknown_key(pointer: &str, key: &str, known: &[String]) -> Violation {
     let meant = did_you_mean(key, known.iter().map(String::as_str));
     let help = match meant {
         Some(meant) => format!("did you mean `{meant}`?"),
+        None if known.is_empty() => "no key is known here".to_owned(),
         None => format!("known here: {}", known.join(", ")),
     };
     let diagnostic = Diagnostic::error("unknown-key", format!("unknown key `{key}`"))

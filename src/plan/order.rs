@@ -83,6 +83,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         records_config: pool.records_config(),
         narrowed: pool.input.is_narrowed_within(pool.id),
         secrets: desired.map(|desired| desired.secrets.clone()).unwrap_or_default(),
+        unreadable: desired.map(|desired| desired.unreadable.clone()).unwrap_or_default(),
         specs_before,
         budget: pool.budget(&slots, batches),
         steps,

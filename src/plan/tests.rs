@@ -13,7 +13,9 @@ use pool_provider::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{CountOrPercent, HealthCheckKind, ProviderConfig, StaticPoolConfig};
+use crate::config::{
+    CountOrPercent, HealthCheckKind, LoadedPool, ProviderConfig, StaticPoolConfig,
+};
 use crate::desired::Spec;
 use crate::worker::{Generation, Phase, Slot, WorkerName};
 
@@ -192,17 +194,13 @@ impl Case {
             tombstones: BTreeMap::new(),
             locked_by: None,
         };
-        let desired = DesiredPool {
-            id: "ci".parse().unwrap(),
-            provider: "sim".into(),
-            provider_config: ProviderConfig::implicit("sim"),
-            size: self.size,
-            spec: Spec::of(&config, None),
-            secrets: BTreeMap::new(),
+        let desired = LoadedPool {
             config,
+            provider: ProviderConfig::implicit("sim"),
             place: "f:1:1".into(),
-            overridden: BTreeMap::new(),
+            origins: BTreeMap::new(),
         };
+        let desired = DesiredPool::new(&desired, BTreeMap::new());
         let mut description = description();
         edit_description(&mut description);
         let observation = if self.refresh {

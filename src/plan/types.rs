@@ -75,6 +75,9 @@ pub struct PoolPlan {
     /// The hashes of the secrets that the plan was made with; `None` where one could not be read.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: SecretHashes,
+    /// The secrets that could not be read, and why: without them no worker can be created.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unreadable: BTreeMap<String, String>,
     /// Who else works on the pool, in words.
     pub locked_by: Option<String>,
     /// What every moment of the run keeps to.

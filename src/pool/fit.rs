@@ -9,7 +9,7 @@ use pool_provider::{SharedProvider, WorkerProvider as _};
 use serde_json::Value;
 
 use super::{PoolError, Unseen};
-use crate::config::{self, ProviderConfig};
+use crate::config::{Misfit, ProviderConfig};
 use crate::desired::DesiredPool;
 use crate::plan::{Plan, PoolPlan, RecordedPool};
 use crate::state::StateError;
@@ -96,36 +96,30 @@ pub(super) fn verify_plan(providers: &Open, plan: &Plan) -> Result<(), PoolError
             if config.kind.is_elsewhere(&now.kind) {
                 return Err(moved(&pool.provider, config, &now).into());
             }
-            misfits.extend(misfits_of(providers, pool));
+            misfits.extend(misfits_of(providers, pool)?);
         }
     }
     if misfits.is_empty() { Ok(()) } else { Err(PoolError::Misfits(misfits)) }
 }
 
-fn misfits_of(providers: &Open, pool: &PoolPlan) -> Vec<String> {
+fn misfits_of(providers: &Open, pool: &PoolPlan) -> Result<Vec<Misfit>, PoolError> {
     let (Some(provider), Some(spec)) = (providers.get(&pool.provider), pool.spec()) else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
     let described = provider.describe();
+    let (name, asks) = (pool.provider.as_str(), (&pool.pool, pool.place.as_str()));
     let mut misfits = Vec::new();
-    let (place, id, provider) = (&pool.place, &pool.pool, &pool.provider);
     let wanted = spec.worker_type.as_str();
     if !described.worker_types.iter().any(|has| has == wanted) {
-        let has = described.worker_types.join(", ");
-        misfits.push(format!(
-            "{place}: {id}: the provider `{provider}` has no workers of type `{wanted}`; it has: {has}"
-        ));
+        misfits.push(Misfit::worker_type(name, asks, wanted, &described.worker_types));
     }
     if let Some(schema) = &described.about.attributes_schema {
         let given = Value::Object(spec.worker.attributes);
-        match config::misfits(schema, &given, "worker_config.attributes") {
-            Ok(found) => misfits.extend(
-                found.into_iter().map(|what| format!("{place}: {id}: {what}, says `{provider}`")),
-            ),
-            Err(why) => {
-                misfits.push(format!("the provider `{provider}`: its attributes_schema: {why}"));
-            }
-        }
+        let found = Misfit::attributes(name, asks, &given, schema);
+        misfits.extend(found.map_err(|why| PoolError::Provider {
+            name: name.to_owned(),
+            reason: format!("its attributes_schema: {why}"),
+        })?);
     }
-    misfits
+    Ok(misfits)
 }

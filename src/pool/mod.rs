@@ -47,7 +47,12 @@ pub use secrets::Secrets;
 pub use status::{LeaseStatus, StaticPoolState, WorkerStatus};
 pub use watcher::{Unwatched, Watcher};
 
+use crate::config::Misfit;
 use crate::state::StateError;
+
+fn in_lines(misfits: &[Misfit]) -> String {
+    misfits.iter().map(Misfit::to_string).collect::<Vec<_>>().join("\n")
+}
 
 /// Why a run could not be made at all.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -66,9 +71,9 @@ pub enum PoolError {
         /// What it says.
         reason: String,
     },
-    /// Pools that ask for what their providers do not have, each in a sentence.
-    #[error("{}", .0.join("\n"))]
-    Misfits(Vec<String>),
+    /// Pools, and providers' configs, that ask for what the providers do not have.
+    #[error("{}", in_lines(.0))]
+    Misfits(Vec<Misfit>),
     /// A plan that breaks its own promises.
     #[error("the plan breaks its own promises: {0}")]
     BrokenPlan(String),

@@ -114,8 +114,9 @@ impl Reconciler {
     /// Turns loaded pools into desired ones.
     pub fn desired(&self, pools: &[LoadedPool]) -> Vec<DesiredPool> {
         let desired = |pool: &LoadedPool| {
-            let secrets = self.secrets.hashes(&Spec::of(&pool.config, pool.provider.as_ref()));
-            let mut desired = DesiredPool::new(pool, secrets);
+            let spec = Spec::of(&pool.config, pool.provider.as_ref());
+            let mut desired = DesiredPool::new(pool, self.secrets.hashes(&spec));
+            desired.unreadable = self.secrets.unreadable(&spec);
             if let Some(place) = fit::place(&self.providers, &desired.provider) {
                 desired.provider_config =
                     desired.provider_config.map(|config| config.at(Some(&place)));
@@ -359,6 +360,7 @@ pub(super) fn as_desired(plan: &plan::PoolPlan) -> Option<DesiredPool> {
         size: plan.config.as_ref()?.fixed_size,
         spec: plan.spec()?,
         secrets: BTreeMap::new(),
+        unreadable: BTreeMap::new(),
         config: plan.config.clone()?,
         place: plan.place.clone(),
         overridden: plan.overridden.clone(),

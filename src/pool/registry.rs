@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::PoolError;
 use super::secrets::Secrets;
 use crate::clock::Clock;
-use crate::config::{self, ProviderConfig, ProviderKind};
+use crate::config::{Misfit, ProviderConfig, ProviderKind};
 
 /// What the providers need of this machine.
 #[derive(Clone)]
@@ -69,12 +69,11 @@ pub(super) async fn open(
     let provider = ExecProvider::open(exec.as_ref().clone(), own).await;
     let provider = provider.map_err(|error| failed(error.to_string()))?;
     if let Some(schema) = provider.describe().about.config_schema {
-        let path = format!("providers.{name}.config");
         let given = Value::Object(exec.config.clone());
-        let wrong = config::misfits(&schema, &given, &path);
+        let wrong = Misfit::config(name, &given, &schema);
         let wrong = wrong.map_err(|why| failed(format!("its config_schema: {why}")))?;
         if !wrong.is_empty() {
-            return Err(failed(format!("its config is not what it wants: {}", wrong.join("; "))));
+            return Err(PoolError::Misfits(wrong));
         }
     }
     Ok(SharedProvider::new(provider))

@@ -61,8 +61,8 @@ impl Secrets {
     }
 
     /// Returns the secrets of a spec that cannot be read now, and why.
-    pub fn unreadable(&self, spec: &Spec) -> Vec<String> {
-        let why = |(name, source)| Some(format!("{name}: {}", self.read(source).err()?));
+    pub fn unreadable(&self, spec: &Spec) -> BTreeMap<String, String> {
+        let why = |(name, source): (&str, _)| Some((name.to_owned(), self.read(source).err()?));
         spec.secrets().into_iter().filter_map(why).collect()
     }
 

@@ -20,7 +20,7 @@ pub fn plan_text(plan: &Plan, look: Look) -> String {
         drift(pool, look, &mut text);
     }
     for pool in &plan.pools {
-        pool_block(pool, plan.deployment.is_some(), look, &mut text);
+        pool_block(pool, look, &mut text);
     }
     text.push_str(&look.strong(&summary_line(plan)));
     text.push('\n');
@@ -76,17 +76,11 @@ fn drift(pool: &PoolPlan, look: Look, text: &mut String) {
     text.push('\n');
 }
 
-fn pool_block(pool: &PoolPlan, secrets_are_known: bool, look: Look, text: &mut String) {
-    let unreadable: Vec<&String> = pool
-        .secrets
-        .iter()
-        .filter(|(_, hash)| hash.is_none() && secrets_are_known)
-        .map(|(name, _)| name)
-        .collect();
+fn pool_block(pool: &PoolPlan, look: Look, text: &mut String) {
     let quiet = pool.is_empty()
         && pool.waiting.is_empty()
         && pool.locked_by.is_none()
-        && unreadable.is_empty();
+        && pool.unreadable.is_empty();
     if quiet {
         return;
     }
@@ -110,10 +104,13 @@ fn pool_block(pool: &PoolPlan, secrets_are_known: bool, look: Look, text: &mut S
             &look.changed(&format!("  locked by {holder}: this plan may be out of date\n")),
         );
     }
-    for name in unreadable {
-        text.push_str(&look.changed(&format!(
-            "  the secret {name} cannot be read now: a change of it would not show\n"
-        )));
+    let creates = pool.steps.iter().any(|step| step.create.is_some());
+    let costs =
+        if creates { "no worker is created without it" } else { "a change of it would not show" };
+    for (name, why) in &pool.unreadable {
+        text.push_str(
+            &look.changed(&format!("  the secret {name} cannot be read now: {why}; {costs}\n")),
+        );
     }
     for waiting in &pool.waiting {
         let until = match waiting.until {

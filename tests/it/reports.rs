@@ -81,10 +81,17 @@ fn a_saved_plan_is_stale_when_a_secret_is_another_one() {
     assert_eq!(sandbox.workers(), before, "nothing was touched");
     sandbox.set("CI_TOKEN", "two");
     sandbox.pool(&["apply", "saved"]).exits(0);
+    let kept = sandbox.shell("env -u CI_TOKEN pool plan ci.yaml");
+    assert!(kept.stdout.contains("CI_TOKEN is not set; a change of it would"), "{}", kept.stdout);
     let mut unset = sandbox;
     unset.write("ci.yaml", &secret.replace("CI_TOKEN", "CI_TOKEN_OF_ANOTHER_NAME"));
     let plan = unset.pool(&["plan", "ci.yaml"]).exits(0);
-    assert!(plan.stdout.contains("the secret TOKEN cannot be read now"), "{}", plan.stdout);
+    let told =
+        "the secret TOKEN cannot be read now: the variable CI_TOKEN_OF_ANOTHER_NAME is not set";
+    assert!(plan.stdout.contains(&format!("{told}; no worker is created")), "{}", plan.stdout);
+    // A new pool's workers cannot be created, and no state is needed to see that.
+    let fresh = unset.pool(&["--state", "fresh.db", "plan", "ci.yaml"]).exits(0);
+    assert!(fresh.stdout.contains(&format!("{told}; no worker is created")), "{}", fresh.stdout);
     unset.set("CI_TOKEN", "");
 }
 

@@ -7,7 +7,7 @@ describe)
     "config_schema":{"type":"object","required":["zone"],"additionalProperties":false,
       "properties":{"zone":{"enum":["north","south"]}}},
     "attributes_schema":{"type":"object","additionalProperties":false,
-      "properties":{"flavor":{"enum":["small","large"]},"disk_gb":{"type":"integer","minimum":10}}}}}' | tr -d '\n'
+      "properties":{"flavor":{"enum":["small","large"]},"labels":{"type":"object","additionalProperties":false},"disk_gb":{"type":"integer","minimum":10}}}}}' | tr -d '\n'
   ;;
 list) echo '{"type":"result","result":{"workers":[],"complete":true}}' ;;
 create)

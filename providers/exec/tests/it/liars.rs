@@ -10,6 +10,9 @@ use serde_json::json;
 use super::examples::Example;
 use super::ground::{Ground, repository};
 
+/// Two tries of a rule side by side are two deployments.
+static TRIES: AtomicU8 = AtomicU8::new(20);
+
 /// Ends what a liar left behind.
 struct Cleaner(String);
 
@@ -61,8 +64,6 @@ async fn tried(rule: &str, lies: &[(&str, &str)]) -> Vec<Finding> {
     let subject =
         Example(ground.open(config).await.unwrap(), vec![(name.to_owned(), value.to_owned())]);
     let is_it = |sentence: &str| sentence.contains(rule);
-    // Two tries of a rule side by side are two deployments.
-    static TRIES: AtomicU8 = AtomicU8::new(20);
     let seed = [TRIES.fetch_add(1, Ordering::Relaxed); 15];
     Suite::new(&subject, seed).run(&is_it, &mut |_| {}).await
 }
