@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pool_provider::{
-    Call, Consistency, CreateRequest, Idempotency, ObservedWorker, Progress, ProviderError,
+    Call, Consistency, CreateRequest, Idempotency, ObservedWorker, ProviderError,
     WorkerProvider as _,
 };
 use tokio::time::{sleep, timeout};
@@ -31,7 +31,7 @@ struct Sending<'r> {
     operation: OpenedOperation,
     /// Whether the same attempt was sent before, and what became of that is not known.
     is_repeat: bool,
-    progress: Progress,
+    listener: &'r Listener,
     admission: Admission<'r>,
 }
 
@@ -71,12 +71,7 @@ impl PoolRun<'_> {
             } else {
                 store.open_create(self.lock, create.clone()).await?
             };
-            let operation = Sending {
-                operation,
-                is_repeat: resend,
-                progress: listener.progress.clone(),
-                admission,
-            };
+            let operation = Sending { operation, is_repeat: resend, listener, admission };
             let (failure, asked_for) = match self.attempt(&create, &name, operation).await? {
                 Attempt::Ready(observed) => return Ok(observed),
                 Attempt::Nothing(failure, asked_for) => {
@@ -108,7 +103,7 @@ impl PoolRun<'_> {
         name: &WorkerName,
         sending: Sending<'_>,
     ) -> Result<Attempt, StepError> {
-        let Sending { operation, is_repeat, progress, admission } = sending;
+        let Sending { operation, is_repeat, listener, admission } = sending;
         let new = self
             .new
             .as_ref()
@@ -121,7 +116,7 @@ impl PoolRun<'_> {
             token: operation.token.clone(),
             spec: new.spec.clone(),
             spec_hash: create.spec.hash.clone(),
-            progress,
+            progress: listener.progress.clone(),
             timeout: create.timeout,
         };
         let watch = Stopwatch::start();
@@ -136,10 +131,10 @@ impl PoolRun<'_> {
             }
             Err(ProviderError::AlreadyExists(why)) => {
                 let why = ProviderError::UnknownOutcome(format!("already exists: {why}"));
-                self.find_out(create, name, &operation, why).await
+                self.find_out((create, name), &operation, why, listener).await
             }
             Err(error) if error.is_unknown() => {
-                self.find_out(create, name, &operation, error).await
+                self.find_out((create, name), &operation, error, listener).await
             }
             // It speaks of the repeat: what the first call left is still not known.
             Err(error) if is_repeat => {
@@ -267,10 +262,10 @@ impl PoolRun<'_> {
     /// Finds out what became of a create whose answer was lost.
     async fn find_out(
         &self,
-        create: &NewCreate,
-        name: &WorkerName,
+        (create, name): (&NewCreate, &WorkerName),
         operation: &OpenedOperation,
         error: ProviderError,
+        listener: &Listener,
     ) -> Result<Attempt, StepError> {
         let store = &self.applier.store;
         store.mark_unknown(self.lock, create.key, operation.id, error.to_string()).await?;
@@ -281,6 +276,7 @@ impl PoolRun<'_> {
         // What an earlier attempt left may still show: it is not this one's.
         let is_this_attempt = |observed: &ObservedWorker| observed.attempt == operation.attempt;
         if let Some(observed) = looked.ok().filter(is_this_attempt) {
+            (listener.found)(error.to_string());
             return self.created(create, name, (observed, create.timeout)).await;
         }
         let description = self.provider(&create.provider)?.describe();
@@ -292,7 +288,10 @@ impl PoolRun<'_> {
         }
         sleep(description.settle).await;
         match self.search(create, name).await? {
-            Search::Found(observed) => self.created(create, name, (observed, create.timeout)).await,
+            Search::Found(observed) => {
+                (listener.found)(error.to_string());
+                self.created(create, name, (observed, create.timeout)).await
+            }
             Search::Unsure => Ok(Attempt::GiveUp(failure(&error, name))),
             Search::Absent => {
                 let failure = failure(&error, name);

@@ -37,6 +37,11 @@ pub enum ApplyEventKind {
         /// How long until the next one.
         delay: Duration,
     },
+    /// A create had no answer that counts, and its worker is there all the same.
+    Found {
+        /// What became of the answer.
+        why: String,
+    },
     /// The provider says how a create goes.
     Progress(String),
     /// A job has the worker that is to go, and is waited for.

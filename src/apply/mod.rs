@@ -377,11 +377,12 @@ impl<'a> PoolRun<'a> {
         let tell = self.teller(step);
         tell(ApplyEventKind::Started);
         let watch = Stopwatch::start();
-        let (again, along) = (tell.clone(), tell.clone());
+        let (again, there, along) = (tell.clone(), tell.clone(), tell.clone());
         let listener = Listener {
             retrying: Box::new(move |attempt, why, delay| {
                 again(ApplyEventKind::Retrying { attempt, why, delay });
             }),
+            found: Box::new(move |why| there(ApplyEventKind::Found { why })),
             progress: Progress::to(move |what| along(ApplyEventKind::Progress(what.to_owned()))),
         };
         match self.carry_out(step, &listener).await {

@@ -19,6 +19,8 @@ use crate::worker::{Slot, WorkerName};
 pub(super) struct Listener {
     /// Attempts that failed and are followed by another: attempt, why, delay.
     pub(super) retrying: Box<dyn Fn(u32, String, Duration) + Send + Sync>,
+    /// A worker that is there although its create had no answer: what became of that.
+    pub(super) found: Box<dyn Fn(String) + Send + Sync>,
     /// What the provider tells of a create.
     pub(super) progress: Progress,
 }
@@ -26,7 +28,8 @@ pub(super) struct Listener {
 impl Listener {
     /// Returns one that hears nothing.
     pub(super) fn deaf() -> Self {
-        Self { retrying: Box::new(|_, _, _| {}), progress: Progress::default() }
+        let (retrying, found) = (Box::new(|_, _, _| {}), Box::new(|_| {}));
+        Self { retrying, found, progress: Progress::default() }
     }
 }
 

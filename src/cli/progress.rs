@@ -90,7 +90,7 @@ impl Screen {
 
     fn event(&mut self, event: &ApplyEvent) {
         use crate::apply::ApplyEventKind::{
-            Completed, Draining, Failed, Progress, Retrying, Started,
+            Completed, Draining, Failed, Found, Progress, Retrying, Started,
         };
         self.progress.count(event);
         if self.json {
@@ -99,7 +99,7 @@ impl Screen {
         }
         match event.kind {
             Started | Completed { .. } => {}
-            Progress(_) | Retrying { .. } | Draining { .. } | Failed { .. } => {
+            Progress(_) | Found { .. } | Retrying { .. } | Draining { .. } | Failed { .. } => {
                 if let Some(line) = render::event_text(event, self.printer.error_look) {
                     match &self.bar {
                         Some(bar) => bar.println(line),

@@ -447,6 +447,7 @@ impl Told {
             ApplyEventKind::Completed { .. } => "over",
             ApplyEventKind::Failed { .. }
             | ApplyEventKind::Retrying { .. }
+            | ApplyEventKind::Found { .. }
             | ApplyEventKind::Progress(_) => "",
         };
         let key = (event.pool.clone(), event.worker.slot, kind);

@@ -22,6 +22,10 @@ pub fn event_text(event: &ApplyEvent, look: Look) -> Option<String> {
                 "{address}: attempt {attempt} failed, next in {delay:.1?}: {why}"
             )))
         }
+        ApplyEventKind::Found { why } => Some(look.changed(&format!(
+            "{address}: {} is there, though its create had no answer that counts: {why}",
+            event.worker
+        ))),
         ApplyEventKind::Progress(what) => Some(format!("{address}: {what}")),
         ApplyEventKind::Draining { holder, until } => {
             Some(format!("{address}: waiting for {holder}, whose lease lasts until {until:.0}"))
@@ -45,6 +49,11 @@ pub fn event_json(event: &ApplyEvent, at: Timestamp) -> Value {
             "apply_progress",
             json!({ "attempt": attempt, "error": why, "retry_in_seconds": delay.as_secs_f64() }),
             format!("attempt {attempt} failed: {why}"),
+        ),
+        ApplyEventKind::Found { why } => (
+            "apply_progress",
+            json!({ "error": why, "found": true }),
+            format!("is there, though its create had no answer that counts: {why}"),
         ),
         ApplyEventKind::Progress(what) => ("apply_progress", json!({}), what.clone()),
         ApplyEventKind::Draining { holder, until } => (
@@ -212,7 +221,9 @@ impl Progress {
         let counts = self.pools.entry(event.pool.clone()).or_default();
         match event.kind {
             ApplyEventKind::Started => counts.running += 1,
-            ApplyEventKind::Retrying { .. } | ApplyEventKind::Progress(_) => {}
+            ApplyEventKind::Retrying { .. }
+            | ApplyEventKind::Found { .. }
+            | ApplyEventKind::Progress(_) => {}
             ApplyEventKind::Draining { .. } => {
                 counts.running = counts.running.saturating_sub(1);
                 counts.waiting += 1;

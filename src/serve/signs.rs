@@ -34,7 +34,7 @@ pub(super) async fn ready(
         let error = seen.and_then(|seen| seen.error.clone());
         let entry = json!({
             "observed": seen.is_some(), "probed": probed, "availability": summary.availability(),
-            "error": error,
+            "error": error, "looked_at": seen.map(|seen| seen.at.to_string()),
         });
         pools.insert(summary.pool.to_string(), entry);
     }

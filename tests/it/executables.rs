@@ -75,6 +75,35 @@ fn an_executable_does_not_outlive_a_run_that_was_killed() {
 }
 
 #[test]
+fn a_worker_that_is_there_without_an_answer_is_adopted_and_told_of() {
+    let sandbox = Sandbox::new();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/providers/processes.py");
+    let text = std::fs::read_to_string(example).unwrap();
+    let answers = "        say({\"type\": \"result\"";
+    assert!(text.contains(answers));
+    let creates = "        if request[\"method\"] == \"create\":\n            method(request[\"config\"], \
+                   request[\"params\"], secrets)\n            return print(\"it is there\")\n";
+    let mute = text.replacen(answers, &format!("{creates}{answers}"), 1);
+    let mute = sandbox.write("racks.py", &mute);
+    std::fs::set_permissions(&mute, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let folder = sandbox.path().join("workers").display().to_string();
+    sandbox.write("pool.yaml", &python(&folder, 2).replace(example, mute.to_str().unwrap()));
+    let applied = sandbox.pool(&["apply", "pool.yaml", "--auto-approve", "--json"]).exits(0);
+    let lines = applied.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let found: Vec<Value> = lines.filter(|line| line["hook"]["found"] == json!(true)).collect();
+    assert_eq!(found.len(), 2, "{}", applied.stdout);
+    let why = found[0]["hook"]["error"].as_str().unwrap();
+    assert!(why.starts_with("outcome unknown") && why.contains("it is there"), "{why}");
+    sandbox.pool(&["plan", "pool.yaml", "--detailed-exitcode"]).exits(0);
+    // People are told too.
+    let again = ["apply", "pool.yaml", "--auto-approve", "--replace", "ci[0]"];
+    let again = sandbox.pool(&again).exits(0);
+    let told = "ci[0]: ci-0-2 is there, though its create had no answer that counts";
+    assert!(again.stderr.contains(told), "{}", again.stderr);
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
+#[test]
 fn a_test_of_a_provider_that_is_interrupted_leaves_no_worker() {
     let sandbox = Sandbox::new();
     let folder = sandbox.path().join("workers").display().to_string();

@@ -324,6 +324,9 @@ pub(super) fn observer(keeper: &Keeper) -> Observer {
             ApplyEventKind::Completed { .. } => {
                 tracing::info!(worker, reason = event.reason.name(), "a step is done");
             }
+            ApplyEventKind::Found { why } => {
+                tracing::warn!(worker, why, "a create had no answer, and its worker is there");
+            }
             ApplyEventKind::Started
             | ApplyEventKind::Progress(_)
             | ApplyEventKind::Retrying { .. }
