@@ -89,7 +89,7 @@ impl CliError {
             }
             Self::Stale(message) => vec![(message.clone(), "make a new plan".to_owned())],
             Self::Failed(error) => {
-                let hint = state_error(error).and_then(StateError::hint).unwrap_or_default();
+                let hint = hint_of(error).unwrap_or_default();
                 vec![(format!("{error:#}"), hint)]
             }
         }
@@ -122,10 +122,7 @@ impl CliError {
                 for cause in error.chain().skip(1) {
                     text.push_str(&format!("caused by: {cause}\n"));
                 }
-                text + &state_error(error)
-                    .and_then(StateError::hint)
-                    .map(|h| hint(&h))
-                    .unwrap_or_default()
+                text + &hint_of(error).map(|what| hint(&what)).unwrap_or_default()
             }
         }
     }
@@ -139,6 +136,17 @@ fn state_error(error: &anyhow::Error) -> Option<&StateError> {
             _ => None,
         })
     })
+}
+
+/// Says what to do about an error in a chain.
+fn hint_of(error: &anyhow::Error) -> Option<String> {
+    let is_providers = |cause: &PoolError| matches!(cause, PoolError::Provider { .. });
+    let again = || {
+        let causes = error.chain().filter_map(|cause| cause.downcast_ref::<PoolError>());
+        let what = "once it answers, run again; its workers are as they were";
+        causes.into_iter().any(is_providers).then(|| what.to_owned())
+    };
+    state_error(error).and_then(StateError::hint).or_else(again)
 }
 
 impl From<Report> for CliError {

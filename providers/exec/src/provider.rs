@@ -139,7 +139,9 @@ impl ExecProvider {
         let is_it = |seen: &&ObservedWorker| seen.name == worker.name && is_asked_for(worker, seen);
         match whole.workers.iter().find(is_it) {
             Some(found) => Ok(found.clone()),
-            None if whole.complete => Err(ProviderError::NotFound(worker.name.to_string())),
+            None if whole.complete => {
+                Err(ProviderError::NotFound(format!("{} is not in the listing", worker.name)))
+            }
             None => {
                 let why = format!("{}: the listing is not complete", worker.name);
                 Err(ProviderError::Transient(why))
