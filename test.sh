@@ -25,6 +25,10 @@ command -v wget >/dev/null || need+=(wget)
 # What the examples of providers are made of.
 command -v jq >/dev/null || need+=(jq)
 command -v flock >/dev/null || need+=(util-linux)
+# Language servers and validators, by which editors and pipelines read the schema.
+command -v node >/dev/null || need+=(nodejs)
+command -v npm >/dev/null || need+=(npm)
+python3 -c 'import ensurepip' 2>/dev/null || need+=(python3-venv)
 [ -x /usr/bin/python3 ] || [ -x /usr/local/bin/python3 ] || need+=(python3-minimal)
 if [ ${#need[@]} -gt 0 ]; then
   sudo=""
@@ -37,6 +41,10 @@ cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 
+npm ci --prefix tests/editors --silent
+[ -x target/checkers/bin/python ] || python3 -m venv target/checkers
+target/checkers/bin/pip install --quiet --disable-pip-version-check -r tests/editors/requirements.txt
+
 # Built before the engines start: nobody waits for them meanwhile.
 cargo test --workspace --locked --no-run
 
@@ -46,7 +54,7 @@ trap 'rm -f "$log"; tests/engines.sh down "$engines" || true' EXIT
 tests/engines.sh up "$engines"
 . "$engines/env"
 # With this no test that needs an engine may say that it was not run.
-export POOL_TEST_ENGINES=required
+export POOL_TEST_ENGINES=required POOL_TEST_EDITORS=required
 cargo test --workspace --locked 2>&1 | tee "$log"
 
 # One closing line over all test binaries, in the form that readers of logs look for.

@@ -266,7 +266,7 @@ impl Loader<'_> {
             if let Some(object) = value.as_object_mut() {
                 object.remove("$schema");
             }
-            match serde_json::from_value::<StaticPoolConfig>(value.clone()) {
+            match serde_json::from_value::<StaticPoolConfig>(with_whole_numbers(value.clone())) {
                 Ok(config) => pools.push(self.pool(document, &base, &value, config, set)),
                 Err(error) => self.diagnostics.push(
                     Diagnostic::error("invalid", error.to_string())
@@ -293,7 +293,7 @@ impl Loader<'_> {
                     object.remove(&unescape(key));
                 }
             }
-            if let Ok(config) = serde_json::from_value::<StaticPoolConfig>(pool) {
+            if let Ok(config) = serde_json::from_value(with_whole_numbers(pool)) {
                 self.check(document, (&base, violations), &config, set);
             }
         }
@@ -387,6 +387,26 @@ fn blame(found: Diagnostic, set: &BTreeMap<String, String>, pointer: &str) -> Di
             replacement: None,
             ..found
         },
+    }
+}
+
+/// Returns a value with `3.0` as `3`: for JSON Schema, and so for editors, that is an integer too.
+pub(super) fn with_whole_numbers(value: Value) -> Value {
+    /// Above that, not every whole number is a float.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            #[expect(clippy::cast_possible_truncation, reason = "it is whole, and in the range")]
+            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < EXACT => {
+                Value::from(float as i64)
+            }
+            _ => Value::Number(number),
+        },
+        Value::Array(items) => items.into_iter().map(with_whole_numbers).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(key, inner)| (key, with_whole_numbers(inner))).collect()
+        }
+        other => other,
     }
 }
 

@@ -14,6 +14,8 @@
 //! | `overrides`    | what the environment changes                                   |
 //! | [`check`]      | rules between fields                                           |
 //! | [`load`]       | the order of all this                                          |
+//! | `snippets`     | what editors offer to write as a whole                         |
+//! | `misfit`       | what does not fit what a provider says of itself                |
 
 pub mod check;
 pub mod diagnostic;
@@ -26,6 +28,7 @@ mod pointer;
 pub mod policy;
 pub mod providers;
 pub mod schema;
+mod snippets;
 pub mod types;
 
 pub use diagnostic::{Diagnostic, Location, Report, Severity, Sources};

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::diagnostic::{Diagnostic, Location};
 use super::document::Document;
+use super::load::with_whole_numbers;
 use super::pointer::{dotted, escape};
 use super::types::WorkerType;
 
@@ -310,7 +311,9 @@ impl Declared {
                     diagnostics.push(found);
                     continue;
                 }
-                let config = serde_json::from_value::<ProviderConfig>(block.clone()).ok();
+                let config =
+                    serde_json::from_value::<ProviderConfig>(with_whole_numbers(block.clone()))
+                        .ok();
                 for (at, found) in config.iter().flat_map(check) {
                     let at = format!("{pointer}{at}");
                     diagnostics.push(found.on(dotted(&at)).at(Some(document.value_at(&at))));

@@ -13,11 +13,12 @@ use schemars::generate::SchemaSettings;
 use schemars::transform::{Transform, transform_subschemas};
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::diagnostic::{Diagnostic, did_you_mean};
 use super::pointer::{dotted, escape};
 use super::providers::{NAME_PATTERN, ProviderConfig};
+use super::snippets::{Place, snippets};
 use super::types::StaticPoolConfig;
 
 /// A file that holds several pools.
@@ -64,11 +65,24 @@ pub fn schema() -> Value {
             }
         }
     }
+    let offer = |schema: &mut Value, pointer: &str, place: Place| {
+        if let Some(schema) = schema.pointer_mut(pointer) {
+            schema["defaultSnippets"] = snippets(place);
+        }
+    };
+    offer(&mut document, "/properties/pools/items", Place::Pools);
+    offer(&mut document, "/properties/providers", Place::Providers);
     json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "pool",
         "description": "Static pools of pre-provisioned workers.",
         "type": "object",
+        "defaultSnippets": snippets(Place::File),
+        // Offered in an empty file too: what they are is said in the form that they begin.
+        "properties": {
+            "pools": { "type": "array", "description": "Several pools, instead of one." },
+            "providers": { "type": "object", "description": "Where workers come from, by name." }
+        },
         "if": { "anyOf": [{ "required": ["pools"] }, { "required": ["providers"] }] },
         "then": document,
         "else": pool
@@ -90,6 +104,15 @@ impl Transform for EditorFriendly {
         transform_subschemas(self, schema);
         flatten_documented_enum(schema);
         if let Some(object) = schema.as_object_mut() {
+            let example = object.get("examples").and_then(|examples| examples.get(0)).cloned();
+            if let Some(example) = example {
+                explain_pattern(object, &example);
+                // An example of a list shows what its items are like.
+                let items = object.get_mut("items").and_then(Value::as_object_mut);
+                if let (Some(items), Some(example)) = (items, example.get(0)) {
+                    explain_pattern(items, example);
+                }
+            }
             // Number formats such as `uint32` are Rust's, not JSON Schema's.
             object.remove("format");
             let described = object.get("description").cloned();
@@ -97,6 +120,14 @@ impl Transform for EditorFriendly {
                 object.insert("markdownDescription".to_owned(), description);
             }
         }
+    }
+}
+
+/// Has editors show an example where a text does not match: a regular expression tells nobody anything.
+fn explain_pattern(schema: &mut Map<String, Value>, example: &Value) {
+    if schema.contains_key("pattern") {
+        let message = format!("This cannot stand here; an example that is right: {example}");
+        schema.insert("patternErrorMessage".to_owned(), Value::String(message));
     }
 }
 

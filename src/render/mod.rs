@@ -4,6 +4,7 @@
 //! is, comes in as [`Look`]. Knows neither the state nor providers, and decides nothing.
 
 mod diagnostic;
+mod editor;
 mod event;
 mod look;
 mod plan_json;
@@ -13,6 +14,7 @@ mod refusal;
 mod status;
 
 pub use diagnostic::{report_json, report_text};
+pub use editor::{Editor, editor_settings};
 pub use event::{
     Progress, apply_summary_json, apply_summary_text, diagnostic_events, event_json, event_text,
     plan_events,

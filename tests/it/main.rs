@@ -28,6 +28,7 @@
 mod api;
 mod crash;
 mod desk;
+mod editors;
 mod embedded;
 mod engines;
 mod executables;
@@ -35,6 +36,7 @@ mod expiry;
 mod faults;
 mod healing;
 mod history;
+mod language_server;
 mod limits;
 mod local;
 mod model;

@@ -15,8 +15,9 @@
 pub mod answer;
 pub mod request;
 
-use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
+use schemars::{Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -80,9 +81,9 @@ fn in_json(mut why: String) -> String {
 
 /// Returns the JSON Schema of the protocol: of requests, lines, results and secrets.
 pub fn schema() -> Value {
-    let mut generator = SchemaSettings::draft07().into_generator();
-    let mut refer =
-        |schema: fn(&mut SchemaGenerator) -> schemars::Schema| schema(&mut generator).to_value();
+    let plain = SchemaSettings::draft07().with_transform(RecursiveTransform(without_format));
+    let mut generator = plain.into_generator();
+    let mut refer = |schema: fn(&mut SchemaGenerator) -> Schema| schema(&mut generator).to_value();
     let request = refer(SchemaGenerator::subschema_for::<Request>);
     let line = refer(SchemaGenerator::subschema_for::<Line>);
     for result in [
@@ -104,4 +105,9 @@ pub fn schema() -> Value {
         "anyOf": [request, line],
         "definitions": generator.take_definitions(true)
     })
+}
+
+/// Number formats such as `uint32` are Rust's, not JSON Schema's: strict validators refuse them.
+fn without_format(schema: &mut Schema) {
+    schema.remove("format");
 }
