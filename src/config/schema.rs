@@ -4,7 +4,7 @@
 //! accepts a bare pool or a document with `pools`, told apart by `if`, so that every message is about
 //! the form that was meant. This is the only module that knows the `jsonschema` crate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use jsonschema::error::{TypeKind, ValidationErrorKind};
@@ -207,6 +207,11 @@ pub(crate) fn violations(document: &Value) -> Vec<Violation> {
         .iter_errors(document)
         .flat_map(|e| explain(&e, (schema, document), "the pool"))
         .collect();
+    // What both the root and one of its forms say is one mistake.
+    let mut seen = BTreeSet::new();
+    found.retain(|violation| {
+        seen.insert((violation.pointer.clone(), violation.diagnostic.summary.clone()))
+    });
     // A misspelt key is one mistake, not also the lack of the right one.
     let misspelt: Vec<(String, String)> = found
         .iter()

@@ -141,6 +141,7 @@ fn mistakes() -> Vec<Mistake> {
             "Valid values: \"process\"",
             "Valid values: \"process\"",
         ),
+        ("{\"pools\": 5}".to_owned(), "5", "Expected \"array\"", "Expected \"array\""),
         (pool(""), "", "Missing property \"worker_type\"", "Missing property \"worker_type\""),
         (
             typed(", \"update\": {\"drain_timeout\": 5}"),
