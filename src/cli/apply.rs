@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::approved;
 use super::args::{ApplyingArgs, PlanningArgs};
 use super::context::Context;
 use super::error::CliError;
@@ -129,10 +130,13 @@ async fn fresh(
         if !planned.plan.refusals.is_empty() {
             return Err(CliError::Refused(planned.plan.refusals));
         }
+        if let Some(expected) = &applying.expect_digest {
+            approved::verify(context, &planned.plan, expected)?;
+        }
         if planned.plan.is_empty() {
             return Ok(undecided(context, &planned.plan));
         }
-        if !applying.auto_approve {
+        if !applying.auto_approve && applying.expect_digest.is_none() {
             approve(context, mode).await?;
         }
         let exit = carry_out(context, &reconciler, &planned.plan, &hold, applying.json).await?;
@@ -196,6 +200,9 @@ async fn saved(context: &Context, plan: Plan, arguments: &Arguments) -> Result<E
         let mut reconciler = context.reconciler(store.clone(), &[], applying.parallelism).await?;
         context.add_providers(&mut reconciler, &plan).await?;
         show(context, &plan, applying.json);
+        if let Some(expected) = &applying.expect_digest {
+            approved::verify(context, &plan, expected)?;
+        }
         if plan.is_empty() {
             return Ok(Exit::Done);
         }

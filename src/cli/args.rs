@@ -90,6 +90,9 @@ pub(super) struct ApplyingArgs {
     /// Do not ask for approval
     #[arg(long)]
     pub auto_approve: bool,
+    /// Go on without asking when the effects are those of the plan with this digest, and exit with 3 when not
+    #[arg(long, value_name = "DIGEST", value_parser = super::approved::digest)]
+    pub expect_digest: Option<String>,
     /// How long to wait for pools that somebody else works on
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub lock_timeout: HumanDuration,

@@ -5,6 +5,7 @@
 //! `error`; output leaves through `output`.
 
 mod apply;
+mod approved;
 mod args;
 mod client;
 mod completions;

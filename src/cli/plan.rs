@@ -1,17 +1,19 @@
-//! `pool plan`: show what apply would do. Takes no lock and records nothing.
+//! `pool plan`: show what apply would do. Takes no lock and records nothing; what the plan comes to is remembered beside the
+//! state, for `apply --expect-digest`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::approved;
 use super::args::PlanningArgs;
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
 use super::plan_file;
 use crate::config::{Loaded, LoadedPool};
-use crate::plan::{PlanMode, PlanOptions, RecordedPool};
+use crate::plan::{Effects, PlanMode, PlanOptions, RecordedPool};
 use crate::pool::Planned;
 use crate::render;
 use crate::state::WhenMissing;
@@ -52,11 +54,17 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     check_addresses(&options, pools, &planned.recorded)?;
     tell_gone(context, &planned);
     let plan = planned.plan;
+    let effects = Effects::of(&plan);
+    approved::remember(context, &effects);
     let printer = &context.printer;
     if arguments.json {
         printer.json(&render::plan_json(&plan));
     } else {
         printer.data(&render::plan_text(&plan, printer.look));
+        if !effects.is_empty() {
+            let digest = effects.digest();
+            printer.data(&format!("Effects: {digest} (for pool apply --expect-digest)\n"));
+        }
     }
     if !plan.refusals.is_empty() {
         return Err(CliError::Refused(plan.refusals));

@@ -17,12 +17,14 @@
 //! | `order`     | which slots a pool keeps, and the waves                           |
 //! | `guard`     | what is refused                                                  |
 //! | [`remedy`]  | what of a plan a server may do by itself                         |
+//! | `effects`   | what of a plan is approved in a review                           |
 //! | [`check`]   | whether a finished plan keeps its own promises                   |
 //!
 //! Reads no clock, no database and no network, and formats nothing.
 
 pub mod check;
 pub mod compare;
+mod effects;
 mod guard;
 mod input;
 pub mod judge;
@@ -33,6 +35,7 @@ mod slot;
 mod tests;
 mod types;
 
+pub use effects::{Difference, Effects};
 pub use guard::pool_refusals;
 pub use input::{
     AppliedConfig, Failure, Listed, Observation, OpenOperation, OperationKind, OperationState,

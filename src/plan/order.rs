@@ -25,7 +25,8 @@ use super::input::{
 use super::judge::{self, Condition};
 use super::slot::{self, Decision, Need, Occupant, SlotInput, Stray};
 use super::types::{
-    Action, Budget, Drift, FieldChange, KeptWorker, PoolPlan, Reason, ReplaceOrder, Step, Waiting,
+    Action, Budget, DRAINING, Drift, FieldChange, KeptWorker, PoolPlan, Reason, ReplaceOrder, Step,
+    Waiting,
 };
 use crate::config::{StaticPoolConfig, UpdateConfig};
 use crate::desired::{DesiredPool, Spec};
@@ -162,7 +163,7 @@ impl<'a> PoolInput<'a> {
                 unchanged.contains(&KeptWorker { slot, generation })
             })
             .map(|worker| FieldChange {
-                path: format!("{}[{}].draining", self.id, worker.slot),
+                path: format!("{}[{}]{DRAINING}", self.id, worker.slot),
                 before: Some("true".to_owned()),
                 after: Some("false".to_owned()),
                 forces_replacement: false,

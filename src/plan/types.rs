@@ -308,6 +308,16 @@ pub struct FieldChange {
     pub forces_replacement: bool,
 }
 
+/// What the path of a change ends in that only has a worker leased again.
+pub(super) const DRAINING: &str = ".draining";
+
+impl FieldChange {
+    /// Returns whether it only has a worker leased again.
+    pub(super) fn is_of_drain(&self) -> bool {
+        self.path.ends_with(DRAINING)
+    }
+}
+
 /// A difference between recorded and observed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drift {

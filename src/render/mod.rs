@@ -5,6 +5,7 @@
 
 mod diagnostic;
 mod editor;
+mod effects;
 mod event;
 mod look;
 mod plan_json;
@@ -15,6 +16,7 @@ mod status;
 
 pub use diagnostic::{report_json, report_text};
 pub use editor::{Editor, editor_settings};
+pub use effects::difference_text;
 pub use event::{
     Progress, apply_summary_json, apply_summary_text, diagnostic_events, event_json, event_text,
     plan_events,

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::desired::Spec;
 use crate::plan::{
-    Action, FieldChange, KeptWorker, Plan, PoolPlan, Reason, ReplaceOrder, Step, Summary,
+    Action, Effects, FieldChange, KeptWorker, Plan, PoolPlan, Reason, ReplaceOrder, Step, Summary,
 };
 use crate::worker::{Slot, WorkerName};
 
@@ -42,6 +42,7 @@ pub fn plan_json(plan: &Plan) -> Value {
             "observed": plan.observed,
             "changes": change_summary_json(plan.summary(), "plan"),
             "refusals": plan.refusals,
+            "effect_digest": Effects::of(plan).digest(),
             "pools": plan.pools.iter().map(pool_json).collect::<Vec<_>>(),
         },
     })

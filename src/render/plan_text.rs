@@ -234,7 +234,7 @@ fn how(group: &[&Step]) -> String {
 }
 
 /// Writes slots as `0-19,23`.
-fn ranges(slots: &[Slot]) -> String {
+pub(super) fn ranges(slots: &[Slot]) -> String {
     let mut numbers: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
     numbers.sort_unstable();
     numbers.dedup();

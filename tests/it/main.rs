@@ -28,6 +28,7 @@
 mod api;
 mod crash;
 mod desk;
+mod digests;
 mod editors;
 mod embedded;
 mod engines;

@@ -80,6 +80,8 @@ fn neutral_word(word: &str) -> String {
         "TIME".to_owned()
     } else if bare.starts_with("sim-") && hex(&bare[4..]) {
         "sim-TOKEN".to_owned()
+    } else if bare.starts_with("e1-") && hex(&bare[3..]) {
+        "DIGEST".to_owned()
     } else if bare.len() == 32 && hex(bare) {
         "DEPLOYMENT".to_owned()
     } else {
