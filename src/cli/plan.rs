@@ -11,11 +11,12 @@ use super::args::PlanningArgs;
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
+use super::formats::{self, Wanted};
 use super::plan_file;
+use super::plan_formats::{self, PlanFormat};
 use crate::config::{Loaded, LoadedPool};
 use crate::plan::{Effects, PlanMode, PlanOptions, RecordedPool};
 use crate::pool::Planned;
-use crate::render;
 use crate::state::WhenMissing;
 use crate::worker::{Address, PoolId};
 
@@ -35,12 +36,17 @@ pub(super) struct Arguments {
     /// Exit with 2 when there are changes
     #[arg(long)]
     detailed_exitcode: bool,
-    /// Print one document with Terraform's plan JSON
+    /// Print one document with Terraform's plan JSON: the same as --format json
     #[arg(long)]
     json: bool,
+    /// How to show the plan: text, json, markdown or github; with =FILE into a file beside the text; may be repeated
+    #[arg(long, value_name = "FORMAT[=FILE]", value_parser = formats::wanted::<PlanFormat>)]
+    format: Vec<Wanted<PlanFormat>>,
 }
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
+    let json = (PlanFormat::Json, arguments.json);
+    let wanted = formats::settled(&arguments.format, json, PlanFormat::Text)?;
     let mode = if arguments.destroy { PlanMode::Destroy } else { PlanMode::Converge };
     let loaded = load(context, &arguments.paths, mode).await?;
     let pools = &loaded.pools;
@@ -54,18 +60,9 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     check_addresses(&options, pools, &planned.recorded)?;
     tell_gone(context, &planned);
     let plan = planned.plan;
-    let effects = Effects::of(&plan);
-    approved::remember(context, &effects);
+    approved::remember(context, &Effects::of(&plan));
+    plan_formats::show(context, &plan, &wanted)?;
     let printer = &context.printer;
-    if arguments.json {
-        printer.json(&render::plan_json(&plan));
-    } else {
-        printer.data(&render::plan_text(&plan, printer.look));
-        if !effects.is_empty() {
-            let digest = effects.digest();
-            printer.data(&format!("Effects: {digest} (for pool apply --expect-digest)\n"));
-        }
-    }
     if !plan.refusals.is_empty() {
         return Err(CliError::Refused(plan.refusals));
     }

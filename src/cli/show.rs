@@ -8,17 +8,21 @@ use clap::Args;
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
+use super::formats::{self, Wanted};
 use super::plan_file;
-use crate::render;
+use super::plan_formats::{self, PlanFormat};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A plan that `pool plan --out` wrote
     #[arg(value_name = "PLANFILE")]
     path: PathBuf,
-    /// Print one document with Terraform's plan JSON
+    /// Print one document with Terraform's plan JSON: the same as --format json
     #[arg(long)]
     json: bool,
+    /// How to show the plan: text, json, markdown or github; with =FILE into a file beside the text; may be repeated
+    #[arg(long, value_name = "FORMAT[=FILE]", value_parser = formats::wanted::<PlanFormat>)]
+    format: Vec<Wanted<PlanFormat>>,
 }
 
 pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliError> {
@@ -30,11 +34,8 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliE
             "make one with: pool plan CONFIG --out FILE",
         ));
     };
-    let printer = &context.printer;
-    if arguments.json {
-        printer.json(&render::plan_json(&plan));
-    } else {
-        printer.data(&render::plan_text(&plan, printer.look));
-    }
+    let json = (PlanFormat::Json, arguments.json);
+    let wanted = formats::settled(&arguments.format, json, PlanFormat::Text)?;
+    plan_formats::show(context, &plan, &wanted)?;
     Ok(Exit::Done)
 }

@@ -13,6 +13,7 @@
 //! | [`schema`]     | the JSON Schema, and what breaks it                            |
 //! | `overrides`    | what the environment changes                                   |
 //! | [`check`]      | rules between fields                                           |
+//! | [`rules`]      | every rule by its name                                         |
 //! | [`load`]       | the order of all this                                          |
 //! | `snippets`     | what editors offer to write as a whole                         |
 //! | `misfit`       | what does not fit what a provider says of itself                |
@@ -27,6 +28,7 @@ mod overrides;
 mod pointer;
 pub mod policy;
 pub mod providers;
+pub mod rules;
 pub mod schema;
 mod snippets;
 pub mod types;

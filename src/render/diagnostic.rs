@@ -78,7 +78,7 @@ fn snippet<'a, T: Clone>(location: &Location, sources: &'a Sources) -> Snippet<'
 }
 
 /// A caret needs something to stand under, on one line.
-fn visible(location: &Location, sources: &Sources) -> std::ops::Range<usize> {
+pub(super) fn visible(location: &Location, sources: &Sources) -> std::ops::Range<usize> {
     let text = &sources.of(location).text;
     let start = location.span.start.min(text.len());
     let line_end = text[start..].find('\n').map_or(text.len(), |length| start + length);

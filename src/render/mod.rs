@@ -7,8 +7,10 @@ mod diagnostic;
 mod editor;
 mod effects;
 mod event;
+mod findings;
 mod look;
 mod plan_json;
+mod plan_markdown;
 mod plan_text;
 mod provider;
 mod refusal;
@@ -21,8 +23,10 @@ pub use event::{
     Progress, apply_summary_json, apply_summary_text, diagnostic_events, event_json, event_text,
     plan_events,
 };
+pub use findings::{report_github, report_gitlab, report_sarif};
 pub use look::Look;
 pub use plan_json::{FORMAT_VERSION, plan_json};
+pub use plan_markdown::{plan_github, plan_markdown};
 pub use plan_text::{plan_text, summary_line};
 pub use provider::{ProviderRow, finding_json, finding_text, provider_table};
 pub use refusal::{refusal_hint, refusal_text};

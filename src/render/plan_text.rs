@@ -135,7 +135,7 @@ fn pool_block(pool: &PoolPlan, look: Look, text: &mut String) {
 }
 
 /// Steps that read alike: the same action, for the same reason, with the same differences.
-fn groups(steps: &[Step]) -> Vec<Vec<&Step>> {
+pub(super) fn groups(steps: &[Step]) -> Vec<Vec<&Step>> {
     let mut order: Vec<Vec<&Step>> = Vec::new();
     let mut known: BTreeMap<String, usize> = BTreeMap::new();
     for step in steps {
@@ -152,7 +152,7 @@ fn groups(steps: &[Step]) -> Vec<Vec<&Step>> {
     order
 }
 
-fn step_block(pool: &PoolPlan, group: &[&Step], look: Look, text: &mut String) {
+pub(super) fn step_block(pool: &PoolPlan, group: &[&Step], look: Look, text: &mut String) {
     let Some(first) = group.first() else { return };
     let verb = action_verb(first.action);
     let sign = action_sign(first.action);

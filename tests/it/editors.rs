@@ -21,7 +21,7 @@ fn root() -> &'static Path {
 }
 
 /// Returns a path below the repository, or says that the test was not run.
-fn installed(path: &str, how: &str) -> Option<PathBuf> {
+pub(crate) fn installed(path: &str, how: &str) -> Option<PathBuf> {
     let path = root().join(path);
     if path.exists() {
         return Some(path);
@@ -32,11 +32,11 @@ fn installed(path: &str, how: &str) -> Option<PathBuf> {
     None
 }
 
-fn modules() -> Option<PathBuf> {
+pub(crate) fn modules() -> Option<PathBuf> {
     installed("tests/editors/node_modules", "npm ci --prefix tests/editors installs it")
 }
 
-fn checker() -> Option<PathBuf> {
+pub(crate) fn checker() -> Option<PathBuf> {
     let how = "pip install -r tests/editors/requirements.txt in a virtual environment there";
     installed("target/checkers/bin/check-jsonschema", how)
 }

@@ -35,6 +35,7 @@ mod engines;
 mod executables;
 mod expiry;
 mod faults;
+mod formats;
 mod healing;
 mod history;
 mod language_server;
