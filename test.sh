@@ -26,6 +26,7 @@ command -v wget >/dev/null || need+=(wget)
 command -v jq >/dev/null || need+=(jq)
 command -v flock >/dev/null || need+=(util-linux)
 # Language servers and validators, by which editors and pipelines read the schema.
+command -v git >/dev/null || need+=(git)
 command -v node >/dev/null || need+=(nodejs)
 command -v npm >/dev/null || need+=(npm)
 python3 -c 'import ensurepip' 2>/dev/null || need+=(python3-venv)

@@ -42,6 +42,7 @@ mod language_server;
 mod limits;
 mod local;
 mod model;
+mod pipelines;
 mod reached;
 mod reports;
 mod rolling;
