@@ -333,7 +333,7 @@ impl PoolRun<'_> {
                 Ok(_) | Err(_) => sleep(LOOK_AGAIN).await,
             }
         }
-        Ok(Err(format!("deleting {name}: the provider still has it")))
+        Ok(Err(format!("deleting {name}: the provider says that it is done, and still has it")))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -14,7 +15,7 @@ use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
 use crate::config::{self, Loaded, ProviderConfig, StaticPoolConfig};
-use crate::pool::{Providers, Secrets};
+use crate::pool::{Providers, Secrets, verify_pool};
 use crate::render::{self, ProviderRow};
 use crate::state::{Store, WhenMissing};
 use crate::worker::PoolId;
@@ -216,6 +217,7 @@ struct Tested<'k> {
     name: &'k str,
     provider: SharedProvider,
     spec: WorkerSpec,
+    timeout: Duration,
 }
 
 impl Subject for Tested<'_> {
@@ -228,6 +230,10 @@ impl Subject for Tested<'_> {
 
     fn spec(&self) -> WorkerSpec {
         self.spec.clone()
+    }
+
+    fn create_timeout(&self) -> Duration {
+        self.timeout
     }
 }
 
@@ -255,6 +261,7 @@ async fn test(
     let harsh = BTreeMap::from([(name.to_owned(), config.clone().without_grace())]);
     let shelf = known.shelf.with(harsh);
     let provider = shelf.get(name).await?;
+    verify_pool(&provider, pool, "")?;
     // An engine that is away says nothing of a provider.
     let nobody = DeploymentId::from_random(context.world.entropy.bytes());
     provider.list(&nobody, None).await.map_err(|error| {
@@ -263,7 +270,8 @@ async fn test(
             "it has to answer before its rules can be tried",
         )
     })?;
-    let tested = Tested { shelf: &shelf, name, provider, spec: spec.spec };
+    let timeout = pool.provisioning.timeout.get();
+    let tested = Tested { shelf: &shelf, name, provider, spec: spec.spec, timeout };
     let printer = context.printer.clone();
     let mut tell = |finding: &Finding| {
         if json {
@@ -328,6 +336,9 @@ async fn clean_up(
     tokio::select! {
         _left = suite.clean() => {}
         () = stop.asked() => {}
+    }
+    if suite.unclean().is_empty() {
+        context.printer.error("they are deleted\n");
     }
     tell_left(context, suite);
     Ok(Exit::Interrupted)

@@ -9,10 +9,11 @@ use pool_provider::{SharedProvider, WorkerProvider as _};
 use serde_json::Value;
 
 use super::{PoolError, Unseen};
-use crate::config::{Misfit, ProviderConfig};
-use crate::desired::DesiredPool;
+use crate::config::{Misfit, ProviderConfig, StaticPoolConfig};
+use crate::desired::{DesiredPool, Spec};
 use crate::plan::{Plan, PoolPlan, RecordedPool};
 use crate::state::StateError;
+use crate::worker::PoolId;
 
 type Open = BTreeMap<String, SharedProvider>;
 type Known = BTreeMap<String, ProviderConfig>;
@@ -106,15 +107,37 @@ fn misfits_of(providers: &Open, pool: &PoolPlan) -> Result<Vec<Misfit>, PoolErro
     let (Some(provider), Some(spec)) = (providers.get(&pool.provider), pool.spec()) else {
         return Ok(Vec::new());
     };
+    misfits(provider, &pool.provider, (&pool.pool, pool.place.as_str()), &spec)
+}
+
+/// Makes sure that a provider can create workers of a pool like this.
+///
+/// # Errors
+/// [`PoolError::Misfits`] with all that it cannot.
+pub fn verify_pool(
+    provider: &SharedProvider,
+    config: &StaticPoolConfig,
+    place: &str,
+) -> Result<(), PoolError> {
+    let spec = Spec::of(config, None);
+    let found = misfits(provider, config.provider_name(), (&config.pool_id, place), &spec)?;
+    if found.is_empty() { Ok(()) } else { Err(PoolError::Misfits(found)) }
+}
+
+fn misfits(
+    provider: &SharedProvider,
+    name: &str,
+    asks: (&PoolId, &str),
+    spec: &Spec,
+) -> Result<Vec<Misfit>, PoolError> {
     let described = provider.describe();
-    let (name, asks) = (pool.provider.as_str(), (&pool.pool, pool.place.as_str()));
     let mut misfits = Vec::new();
     let wanted = spec.worker_type.as_str();
     if !described.worker_types.iter().any(|has| has == wanted) {
         misfits.push(Misfit::worker_type(name, asks, wanted, &described.worker_types));
     }
     if let Some(schema) = &described.about.attributes_schema {
-        let given = Value::Object(spec.worker.attributes);
+        let given = Value::Object(spec.worker.attributes.clone());
         let found = Misfit::attributes(name, asks, &given, schema);
         misfits.extend(found.map_err(|why| PoolError::Provider {
             name: name.to_owned(),

@@ -37,6 +37,7 @@ mod waiting;
 mod watcher;
 
 pub use desk::{AcquireError, Desk, Given};
+pub use fit::verify_pool;
 pub use hold::{Hold, Patience};
 pub use keeper::{Files, Habits, Keeper, Looked, Mode};
 pub use manager::{PoolFuture, ResourcePool, StaticPoolManager};

@@ -37,6 +37,12 @@ pub fn summary_line(plan: &Plan) -> String {
     let workers: usize = plan.pools.iter().map(|pool| pool.unchanged.len()).sum();
     let why = match (plan.pools.len(), plan.observed) {
         (0, _) => "Nothing is recorded and nothing is asked for.".to_owned(),
+        (pools, true) if !plan.complete => format!(
+            "{} in {} are recorded as they should be; a provider could not see everything, and what it does not \
+             see is left alone.",
+            workers_of(workers),
+            pools_of(pools)
+        ),
         (pools, true) => {
             format!("{} in {} are as they should be.", workers_of(workers), pools_of(pools))
         }

@@ -33,14 +33,20 @@ pub(super) async fn ready(
         all &= seen.is_some() && probed;
         let error = seen.and_then(|seen| seen.error.clone());
         let entry = json!({
-            "observed": seen.is_some(), "probed": probed, "availability": summary.availability(),
+            "observed": seen.is_some_and(|seen| seen.observed), "probed": probed, "availability": summary.availability(),
             "error": error, "looked_at": seen.map(|seen| seen.at.to_string()),
         });
         pools.insert(summary.pool.to_string(), entry);
     }
     let config_error = served.keeper.config_error();
+    // With files that could never be applied there is nothing to lease.
+    all &= !(pools.is_empty() && config_error.is_some());
     let status = if all { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let word = if all { "ready" } else { "not ready: a pool has yet to be looked at" };
+    let word = if all {
+        "ready"
+    } else {
+        "not ready: a pool has yet to be looked at, or the files to be applied"
+    };
     if !verbose {
         return Ok((status, format!("{word}\n")).into_response());
     }

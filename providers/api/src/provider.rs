@@ -110,6 +110,9 @@ pub struct About {
     /// What else it answered when it was asked, in its own words: the rest of the description follows from that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answered: Option<serde_json::Value>,
+    /// What it said that nobody here knows: perhaps of a later version, perhaps misspelt.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<String>,
 }
 
 impl About {

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::logs::Logs;
 use crate::protocol::{self, Line, Method, Request, SecretValues, VERSION};
 use crate::provider::Settings;
+use crate::unstarted;
 use crate::warden::{Cut, Ended, Envelope, How, LONGEST_OUTPUT, written};
 
 /// How much of a wrong line is told, in characters.
@@ -188,9 +189,23 @@ impl Caller {
             (Some(Line::Error { code, message, retry_after_ms }), None) => {
                 return Err(code.with(message, retry_after_ms).into());
             }
-            (Some(Line::Progress { .. }) | None, None) => silence(ended.as_ref(), deadline),
+            (Some(Line::Progress { .. }) | None, None) => {
+                silence(ended.as_ref(), (method, deadline))
+            }
         };
         let name = self.config.shown();
+        let is_script = || {
+            let program = self.config.command.first().filter(|program| program.contains('/'));
+            program.is_some_and(|program| unstarted::has_windows_lines(&self.config.path(program)))
+        };
+        let ended_by_env = matches!(ended, Some(Ended { how: How::Exited(126 | 127), .. }));
+        let why = if ended_by_env && is_script() {
+            format!(
+                "{why}; its first line has a carriage return at its end: save it with Unix line ends"
+            )
+        } else {
+            why
+        };
         let mut message = format!("`{name}` gave no answer to {}: {why}", method.name());
         let has_log = ended.as_ref().is_none_or(|ended| !ended.last_words.is_empty());
         if let Some(words) = ended.map(|ended| ended.last_words).filter(|words| !words.is_empty()) {
@@ -211,11 +226,17 @@ impl Caller {
 }
 
 /// Says why there is no answer.
-fn silence(ended: Option<&Ended>, deadline: Duration) -> String {
+fn silence(ended: Option<&Ended>, (method, deadline): (&Method, Duration)) -> String {
     match ended {
         None => "it was lost sight of".to_owned(),
         Some(Ended { cut: Some(Cut::Deadline), .. }) => {
-            format!("it was ended at its deadline, after {deadline:?}")
+            let by = match method {
+                Method::Create(_) => "provisioning.timeout, less the provider's grace",
+                Method::Reset(_) => "leases.recycle.timeout, less the provider's grace",
+                Method::Delete(_) => "slowest_delete_ms of describe",
+                _ => "timeout of the provider",
+            };
+            format!("it was ended at its deadline, after {deadline:?} ({by})")
         }
         Some(Ended { cut: Some(Cut::Caller), .. }) => "it was ended".to_owned(),
         Some(Ended { cut: Some(Cut::Flood), .. }) => {

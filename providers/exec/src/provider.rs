@@ -89,10 +89,14 @@ impl ExecProvider {
             Failed::As(ProviderError::Transient(why)) => OpenError::Unasked(why),
             Failed::As(error) => OpenError::Unasked(error.to_string()),
         })?;
+        let said: Vec<String> =
+            answer.as_object().into_iter().flat_map(|said| said.keys()).cloned().collect();
         let described: Described = protocol::read(answer).map_err(OpenError::Unfit)?;
         described.verify().map_err(OpenError::Unfit)?;
         let methods = described.methods.clone();
-        let description = described.into_description(caller.config.grace.get() + MARGIN, limit);
+        let unknown = described.unknown(said);
+        let mut description = described.into_description(caller.config.grace.get() + MARGIN, limit);
+        description.about.unknown = unknown;
         Ok(Self { caller, description, methods, whole: Arc::default() })
     }
 
@@ -264,7 +268,9 @@ impl WorkerProvider for ExecProvider {
                     ObservedStatus::Starting => ProbeOutcome::Unhealthy("it starts".to_owned()),
                     ObservedStatus::Stopping => ProbeOutcome::Gone("it stops".to_owned()),
                 }),
-                Err(ProviderError::NotFound(why)) => Ok(ProbeOutcome::Gone(why)),
+                Err(ProviderError::NotFound(why)) => {
+                    Ok(ProbeOutcome::Gone(format!("not found: {why}")))
+                }
                 Err(error) => Err(error),
             };
         }

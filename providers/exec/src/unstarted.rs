@@ -19,6 +19,9 @@ pub(crate) fn explained(
     error: &io::Error,
 ) -> String {
     let folder = directory.unwrap_or(Path::new("."));
+    if folder.is_file() {
+        return format!("its `directory` {} is a file, and no folder", folder.display());
+    }
     if !folder.is_dir() {
         return format!(
             "its `directory` {} is not there; without `directory` it is the one where pool runs",
@@ -77,12 +80,23 @@ fn unfound(program: &str, folder: &Path, search: Option<&str>, error: &io::Error
     }
     let searched = search.unwrap_or("nothing");
     let beside = folder.join(program).is_file();
-    let hint = if beside {
+    let hint = if program.contains(' ') {
+        let words: Vec<&str> = program.split_whitespace().collect();
+        format!("; `command` is a list of words: [{}]", words.join(", "))
+    } else if beside {
         format!("; the one in {} is written with a slash: ./{program}", folder.display())
     } else {
         String::new()
     };
     format!("`{program}` is not in PATH, which is {searched}{hint}")
+}
+
+/// Returns whether a script's first line ends as lines do on Windows: `env` looks for an interpreter of that name, then.
+pub(crate) fn has_windows_lines(program: &Path) -> bool {
+    let mut begin = Vec::new();
+    let read = File::open(program).map(|file| file.take(FIRST_LINE).read_to_end(&mut begin));
+    let line = begin.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    matches!(read, Ok(Ok(_))) && line.starts_with(b"#!") && line.ends_with(b"\r")
 }
 
 /// Returns the interpreter that the first line of a script names.
@@ -131,6 +145,7 @@ mod tests {
             ("plain", here, not_found(), "`plain` is not in PATH, which is /bin; the one in"),
             ("plain", here, not_found(), "is written with a slash: ./plain"),
             ("none", here, not_found(), "`none` is not in PATH, which is /bin"),
+            ("python3 x.py", here, not_found(), "is a list of words: [python3, x.py]"),
             (".", here, denied(), "`.`"),
             ("./", here, denied(), "is a folder"),
         ] {

@@ -23,7 +23,9 @@ use pool_provider::MaskedStream;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fcntl_setfl, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, test_kill_process_group,
+};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -41,6 +43,9 @@ const LONGEST_LOG: usize = 512 * 1024;
 const TURN: usize = 16;
 /// How much of its end is told.
 const LAST_WORDS: usize = 1024;
+
+/// What is written into the log when an executable left something behind.
+const COMPANY: &str = "== what was left of its process group was killed: what outlives a call begins a session of its own (setsid)";
 
 /// What a warden is asked to do.
 #[derive(Serialize, Deserialize)]
@@ -242,8 +247,13 @@ impl<'a> Ward<'a> {
         // Its group may have outlived it. Until it is waited for, no other group has its number.
         self.signal(Signal::KILL);
         let status = self.child.wait()?;
+        // Its number is the group's for as long as anything of that is there.
+        let had_company = test_kill_process_group(Pid::from_child(&self.child)).is_ok();
         self.log.pump();
         self.log.finish();
+        if had_company && cut.is_none() {
+            let _is_kept = writeln!(io::stderr(), "{COMPANY}").is_ok();
+        }
         // What it said at last counts, whether or not anybody listens.
         let _heard = self.lines.finish(self.answers).is_ok();
         let how = match (status.code(), status.signal()) {

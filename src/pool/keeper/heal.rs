@@ -151,7 +151,7 @@ async fn plan(keeper: &Keeper) -> Result<Plan, PoolError> {
     keeper.set_unseen(failed);
     for (pool, why) in blind {
         tracing::warn!(%pool, why, "a pool cannot be looked at");
-        keeper.note(&pool, Some(why));
+        keeper.note_unseen(&pool, why);
     }
     Ok(planned.plan)
 }
@@ -278,7 +278,10 @@ async fn finish(keeper: &Keeper, remedy: &Remedy, outcomes: &[PoolOutcome]) -> O
     if let Some(error) = &error {
         tracing::warn!(%pool, error, "a pool is not as it should be");
     }
-    keeper.note(pool, error);
+    // What failed is not mended by waiting for the next try.
+    let waits = outcomes.is_empty() && remedy.again_at.is_some();
+    let error = error.or_else(|| waits.then(|| keeper.repair_error(pool)).flatten());
+    keeper.note_as(pool, error, true);
     keeper.desk.glance();
     let now = keeper.clock.now();
     let until =
@@ -337,9 +340,28 @@ pub(super) fn observer(keeper: &Keeper) -> Observer {
 
 impl Keeper {
     pub(super) fn note(&self, pool: &PoolId, error: Option<String>) {
-        let looked = Looked { at: self.clock.now(), error };
+        self.note_as(pool, error, false);
+    }
+
+    fn note_as(&self, pool: &PoolId, error: Option<String>, of_repair: bool) {
+        let looked = Looked { at: self.clock.now(), error, observed: true, of_repair };
         let mut all = self.looked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         all.insert(pool.clone(), looked);
+    }
+
+    /// A look at a pool failed: what was seen before was seen.
+    fn note_unseen(&self, pool: &PoolId, why: String) {
+        let mut all = self.looked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let observed = all.get(pool).is_some_and(|looked| looked.observed);
+        let (at, error) = (self.clock.now(), Some(why));
+        let looked = Looked { at, error, observed, of_repair: false };
+        all.insert(pool.clone(), looked);
+    }
+
+    /// Returns what went wrong at the latest repair of a pool.
+    fn repair_error(&self, pool: &PoolId) -> Option<String> {
+        let all = self.looked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.get(pool).filter(|looked| looked.of_repair)?.error.clone()
     }
 
     /// Returns the providers that could not be listed a moment ago, and why: nobody waits for them again so

@@ -46,6 +46,10 @@ pub struct Looked {
     pub at: Timestamp,
     /// What went wrong, if something did.
     pub error: Option<String>,
+    /// Whether its workers were seen since this began: a look can fail.
+    pub observed: bool,
+    /// Whether the error is one of repairing it, and not of looking.
+    pub of_repair: bool,
 }
 
 /// What the pools came to, and since when that is known.

@@ -8,7 +8,7 @@ use super::creating::stages;
 use super::{CALL_LIMIT, Stop, Subject, Trial, Tried, told};
 use crate::error::ProviderError;
 use crate::provider::{
-    CreateRequest, DeleteRequest, InPlaceField, ResetRequest, UpdateRequest, WorkerProvider as _,
+    CreateRequest, InPlaceField, ResetRequest, UpdateRequest, WorkerProvider as _,
 };
 
 impl<S: Subject> Trial<'_, S> {
@@ -98,22 +98,18 @@ impl<S: Subject> Trial<'_, S> {
 
     pub(super) async fn delete_twice(&self) -> Tried {
         let created = self.create(0).await?;
+        self.list_until(1).await?;
         for provider_id in [Some(created.provider_id), None, Some("never-was".to_owned())] {
-            let worker = self.reference(0, provider_id);
-            match self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await {
-                Ok(()) | Err(ProviderError::NotFound(_)) => {}
-                Err(error) => return Err(format!("delete failed: {error}").into()),
-            }
+            self.delete(self.reference(0, provider_id), 1).await?;
         }
         self.list_until(0).await?;
-        Ok(())
+        Ok(self.clean().await?)
     }
 
     pub(super) async fn next_attempt(&self) -> Tried {
         let first = self.create(0).await?;
-        let worker = self.reference(0, Some(first.provider_id.clone()));
-        let deleted = self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await;
-        deleted.map_err(|error| format!("delete failed: {error}"))?;
+        self.list_until(1).await?;
+        self.delete(self.reference(0, Some(first.provider_id.clone())), 1).await?;
         self.list_until(0).await?;
         let token = format!("{}-0-2", self.owner);
         let request = CreateRequest { attempt: 2, token, ..self.request(0) };
@@ -123,12 +119,7 @@ impl<S: Subject> Trial<'_, S> {
             return Err("two attempts have one provider id".to_owned().into());
         }
         // A late delete of the first attempt, by its name alone.
-        let worker = self.reference(0, None);
-        let late = self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await;
-        late.or_else(|error| match error {
-            ProviderError::NotFound(_) => Ok(()),
-            error => Err(format!("a late delete of the first attempt failed: {error}")),
-        })?;
+        self.delete(self.reference(0, None), 1).await?;
         let left = self.list_until(1).await?;
         if left[0].provider_id != second.provider_id {
             return Err(format!("after it, {} is listed", left[0].provider_id).into());
@@ -139,11 +130,7 @@ impl<S: Subject> Trial<'_, S> {
     pub(super) async fn other_id(&self) -> Tried {
         self.create(0).await?;
         self.list_until(1).await?;
-        let worker = self.reference(0, Some("another-id".to_owned()));
-        match self.subject.provider().delete(&DeleteRequest { worker, attempt: 1 }).await {
-            Ok(()) | Err(ProviderError::NotFound(_)) => {}
-            Err(error) => return Err(format!("delete failed: {error}").into()),
-        }
+        self.delete(self.reference(0, Some("another-id".to_owned())), 1).await?;
         self.list_until(1).await?;
         Ok(self.clean().await?)
     }

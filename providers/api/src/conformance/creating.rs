@@ -58,8 +58,11 @@ impl<S: Subject> Trial<'_, S> {
     }
 
     pub(super) async fn tags_round_trip(&self) -> Tried {
-        let request = self.request(3);
-        let created = self.create(3).await?;
+        let mut request = self.request(3);
+        // Whatever a pool's workers have, these have some.
+        request.spec.labels.insert("conformance".to_owned(), "yes".to_owned());
+        request.spec.tags.push("conformance".to_owned());
+        let created = self.create_as(&request).await?;
         let listed = self.list_until(1).await?.remove(0);
         for (what, worker) in [("created", created), ("listed", listed)] {
             let expected = ObservedWorker {

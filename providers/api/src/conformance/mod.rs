@@ -39,6 +39,10 @@ const CALL_LIMIT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(20);
 /// After how many milliseconds calls are abandoned at least, to find one in every stage.
 const ABANDONED_AFTER_MS: [u64; 6] = [0, 1, 2, 4, 8, 16];
+/// How long a worker is watched that has just been created: what its call took along with it is gone by then.
+const STAYS: Duration = Duration::from_secs(3);
+/// How often it is deleted what shows late.
+const CLEANINGS: usize = 5;
 /// How long nothing may change at least once everything has shown.
 const STILL: Duration = Duration::from_secs(1);
 
@@ -58,6 +62,11 @@ pub trait Subject: Sync {
     fn invalid_spec(&self) -> Option<WorkerSpec> {
         let image = self.provider().describe().about.invalid_image?;
         Some(WorkerSpec { image, ..self.spec() })
+    }
+
+    /// Returns how long a create may take.
+    fn create_timeout(&self) -> Duration {
+        CALL_LIMIT
     }
 
     /// Makes the next create lose its answer after its effect; false when that cannot be done here.
@@ -273,12 +282,12 @@ impl<S: Subject> Running<'_, S> {
             return;
         }
         let (outcome, left) = if self.hopeless {
-            (Outcome::NotTried("no worker can be created"), Vec::new())
+            (Outcome::NotTried("the first rule is broken"), Vec::new())
         } else {
             self.suite.begun().insert(trial.owner.clone());
             match Box::pin(trying).await {
                 Err(Stop::Broken(how)) => {
-                    let left = Box::pin(self.suite.clean_up()).await;
+                    let left = Box::pin(self.suite.clean()).await;
                     (Outcome::Broken(how), left)
                 }
                 kept => {
@@ -320,7 +329,7 @@ impl<S: Subject> Trial<'_, S> {
             spec: self.subject.spec(),
             spec_hash: "v1:0123456789abcdef".to_owned(),
             progress: Progress::default(),
-            timeout: CALL_LIMIT,
+            timeout: self.subject.create_timeout(),
         }
     }
 
@@ -329,7 +338,14 @@ impl<S: Subject> Trial<'_, S> {
     }
 
     async fn create(&self, slot: u32) -> Result<ObservedWorker, String> {
-        let created = self.subject.provider().create(&self.request(slot)).await;
+        self.create_as(&self.request(slot)).await
+    }
+
+    async fn create_as(&self, request: &CreateRequest) -> Result<ObservedWorker, String> {
+        let provider = self.subject.provider();
+        let created = timeout(request.timeout, provider.create(request)).await;
+        let created =
+            created.map_err(|_| format!("create took longer than {:?}", request.timeout))?;
         created.map_err(|error| format!("create failed: {error}"))
     }
 
@@ -371,25 +387,46 @@ impl<S: Subject> Trial<'_, S> {
         }
     }
 
-    /// Deletes everything and makes sure that it is gone.
-    async fn clean(&self) -> Result<(), String> {
-        let provider = self.subject.provider();
-        for worker in self.list().await? {
-            let reference = WorkerRef {
-                owner: self.owner.clone(),
-                name: worker.name,
-                provider_id: Some(worker.provider_id),
-            };
-            let attempt = worker.attempt;
-            let deleted = provider.delete(&DeleteRequest { worker: reference, attempt }).await;
-            deleted.map_err(|error| format!("delete failed: {error}"))?;
+    /// Deletes a worker; one that is not there is deleted, too.
+    async fn delete(&self, worker: WorkerRef, attempt: u32) -> Result<(), String> {
+        match self.subject.provider().delete(&DeleteRequest { worker, attempt }).await {
+            Ok(()) | Err(ProviderError::NotFound(_)) => Ok(()),
+            Err(error) => Err(format!("delete failed: {error}")),
         }
-        self.list_until(0).await.map(drop)
+    }
+
+    /// Deletes everything and makes sure that it is gone, and stays so for as long as effects may take to show.
+    async fn clean(&self) -> Result<(), String> {
+        let lag = self.subject.provider().describe().lag();
+        for _ in 0..CLEANINGS {
+            for worker in self.list().await? {
+                let reference = WorkerRef {
+                    owner: self.owner.clone(),
+                    name: worker.name,
+                    provider_id: Some(worker.provider_id),
+                };
+                self.delete(reference, worker.attempt).await?;
+            }
+            self.list_until(0).await?;
+            if lag.is_zero() {
+                return Ok(());
+            }
+            // What did not show was not deleted.
+            sleep(lag).await;
+            if self.list().await?.is_empty() {
+                return Ok(());
+            }
+        }
+        Err("workers come back that were deleted".to_owned())
     }
 
     async fn plain_create(&self) -> Tried {
         self.create(0).await?;
         self.list_until(1).await?;
+        sleep(STAYS).await;
+        if self.list().await?.is_empty() {
+            return Err(format!("a worker was there, and gone {STAYS:?} later").into());
+        }
         Ok(self.clean().await?)
     }
 
@@ -401,10 +438,7 @@ impl<S: Subject> Trial<'_, S> {
             return Err(format!("another deployment sees {}", names(&seen)).into());
         }
         // A stranger's delete of the same name must not reach ours.
-        let reference = stranger.reference(0, None);
-        let deleted =
-            self.subject.provider().delete(&DeleteRequest { worker: reference, attempt: 1 }).await;
-        deleted.map_err(|error| format!("deleting nothing failed: {error}"))?;
+        stranger.delete(stranger.reference(0, None), 1).await?;
         self.list_until(1).await?;
         Ok(self.clean().await?)
     }

@@ -4,7 +4,9 @@ type Rule = (&'static str, &'static str);
 
 pub(super) const CREATE: Rule = (
     "a worker is created, listed and deleted",
-    "Nothing else can be tried without. What `create` answers is what `list` shows, and `delete` takes it away.",
+    "Nothing else can be tried without. What `create` answers is what `list` shows until `delete` takes it away. A worker \
+     outlives the call that created it: an executable starts it in a session of its own (`setsid`), because what is left of its \
+     process group ends with the call.",
 );
 pub(super) const REPEATED_CREATE: Rule = (
     "a repeated create gives one worker",

@@ -191,6 +191,12 @@ impl Described {
         Ok(())
     }
 
+    /// Returns the keys of the answer that this version does not know.
+    pub(crate) fn unknown(&self, said: Vec<String>) -> Vec<String> {
+        let known = serde_json::to_value(self).unwrap_or_default();
+        said.into_iter().filter(|key| known.get(key).is_none()).collect()
+    }
+
     /// Returns the answer without what a description repeats as it is.
     fn answered(&self) -> Value {
         let rest = Self { config_schema: None, attributes_schema: None, ..self.clone() };
@@ -227,6 +233,7 @@ impl Described {
                 attributes_schema: self.attributes_schema,
                 invalid_image: self.invalid_image,
                 answered: Some(answered),
+                unknown: Vec::new(),
             },
         }
     }

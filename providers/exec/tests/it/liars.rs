@@ -78,7 +78,24 @@ async fn where_nothing_can_be_created_nothing_else_is_tried() {
     assert!(how.contains("quota exceeded: no rack is left"), "{how}");
     assert_eq!(rest.len(), 18);
     for finding in rest {
-        assert_eq!(finding.outcome, Outcome::NotTried("no worker can be created"), "{finding}");
+        assert_eq!(finding.outcome, Outcome::NotTried("the first rule is broken"), "{finding}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_ends_with_its_call_is_found_out() {
+    let right = "os.setsid()";
+    let how = broken("is created, listed", right, "pass").await;
+    assert!(how.contains("gone 3s later") || how.contains("expected 1 workers"), "{how}");
+}
+
+#[tokio::test]
+async fn a_delete_that_does_not_find_anything_may_say_so() {
+    let right = "    return None\n\n\ndef probe";
+    let wrong = "    if not home.workers():\n        raise Refused('not_found', 'nothing is left')\n    return None\n\n\ndef probe";
+    for rule in ["scoped to its owner", "deleting twice", "names another id"] {
+        let findings = tried(rule, &[(right, wrong)]).await;
+        assert_eq!(findings[0].outcome, Outcome::Kept, "{}", findings[0]);
     }
 }
 
