@@ -15,7 +15,7 @@ use super::formats::{self, Wanted};
 use super::plan_file;
 use super::plan_formats::{self, PlanFormat};
 use crate::config::{Loaded, LoadedPool};
-use crate::plan::{Effects, PlanMode, PlanOptions, RecordedPool};
+use crate::plan::{PlanMode, PlanOptions, RecordedPool};
 use crate::pool::Planned;
 use crate::state::WhenMissing;
 use crate::worker::{Address, PoolId};
@@ -60,7 +60,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     check_addresses(&options, pools, &planned.recorded)?;
     tell_gone(context, &planned);
     let plan = planned.plan;
-    approved::remember(context, &Effects::of(&plan));
+    approved::remember(context, &approved::effects(&plan));
     plan_formats::show(context, &plan, &wanted)?;
     let printer = &context.printer;
     if !plan.refusals.is_empty() {

@@ -7,6 +7,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use clap::ValueEnum;
 
+use super::approved;
 use super::context::Context;
 use super::error::CliError;
 use super::formats::{self, Wanted};
@@ -33,14 +34,15 @@ pub(super) fn show(
     wanted: &[Wanted<PlanFormat>],
 ) -> Result<(), CliError> {
     let printer = &context.printer;
+    let effects = &approved::effects(plan);
     for wanted in wanted {
         let look = if wanted.file.is_none() { printer.look } else { Look::PLAIN };
         let text = match wanted.format {
-            PlanFormat::Text => text(plan, look),
-            PlanFormat::Json => format!("{:#}\n", render::plan_json(plan)),
-            PlanFormat::Markdown => render::plan_markdown(plan),
+            PlanFormat::Text => text(plan, effects, look),
+            PlanFormat::Json => format!("{:#}\n", render::plan_json(plan, effects)),
+            PlanFormat::Markdown => render::plan_markdown(plan, effects),
             PlanFormat::Github => {
-                for_the_job(&context.world.environment, plan)?;
+                for_the_job(&context.world.environment, plan, effects)?;
                 render::plan_github(plan)
             }
         };
@@ -49,9 +51,8 @@ pub(super) fn show(
     Ok(())
 }
 
-fn text(plan: &Plan, look: Look) -> String {
+fn text(plan: &Plan, effects: &Effects, look: Look) -> String {
     let mut text = render::plan_text(plan, look);
-    let effects = Effects::of(plan);
     if !effects.is_empty() {
         let digest = effects.digest();
         text.push_str(&format!("Effects: {digest} (for pool apply --expect-digest)\n"));
@@ -60,7 +61,11 @@ fn text(plan: &Plan, look: Look) -> String {
 }
 
 /// Writes what the steps after this one of a GitHub job want to know.
-fn for_the_job(environment: &BTreeMap<String, String>, plan: &Plan) -> Result<(), CliError> {
+fn for_the_job(
+    environment: &BTreeMap<String, String>,
+    plan: &Plan,
+    effects: &Effects,
+) -> Result<(), CliError> {
     let append = |variable: &str, text: &str| -> anyhow::Result<()> {
         let Some(file) = environment.get(variable).filter(|file| !file.is_empty()) else {
             return Ok(());
@@ -68,13 +73,13 @@ fn for_the_job(environment: &BTreeMap<String, String>, plan: &Plan) -> Result<()
         let mut file = OpenOptions::new().create(true).append(true).open(file)?;
         Ok(file.write_all(text.as_bytes())?)
     };
-    append("GITHUB_STEP_SUMMARY", &render::plan_markdown(plan))
+    append("GITHUB_STEP_SUMMARY", &render::plan_markdown(plan, effects))
         .context("writing the summary of the job (GITHUB_STEP_SUMMARY)")?;
     let Summary { add, change, destroy } = plan.summary();
     let outputs = format!(
         "add={add}\nchange={change}\ndestroy={destroy}\nchanges={}\ndigest={}\n",
         !plan.is_empty(),
-        Effects::of(plan).digest()
+        effects.digest()
     );
     append("GITHUB_OUTPUT", &outputs).context("writing the outputs of the step (GITHUB_OUTPUT)")?;
     Ok(())

@@ -5,6 +5,7 @@
 //! times, generations, reasons and the files that asked for it: all these may be others by the time a change is merged.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -27,6 +28,8 @@ pub struct Effects(BTreeMap<PoolId, PoolEffects>);
 struct PoolEffects {
     /// By the action's name, the slots that it is done to.
     slots: BTreeMap<String, BTreeSet<Slot>>,
+    /// Whether the config is recorded: a run that is narrowed to slots does not.
+    records: bool,
     /// Where new workers come from, and how that is reached.
     provider: Value,
     /// The config that is recorded, and that new workers are made by; null when the pool goes.
@@ -61,9 +64,9 @@ pub enum Difference {
 }
 
 impl Effects {
-    /// Returns the effects of a plan.
-    pub fn of(plan: &Plan) -> Self {
-        let pools = plan.pools.iter().map(|pool| (pool.pool.clone(), PoolEffects::of(pool)));
+    /// Returns the effects of a plan that is made `here`: folders below that are told from there.
+    pub fn of(plan: &Plan, here: &Path) -> Self {
+        let pools = plan.pools.iter().map(|pool| (pool.pool.clone(), PoolEffects::of(pool, here)));
         Self(pools.filter_map(|(pool, effects)| Some((pool, effects?))).collect())
     }
 
@@ -75,8 +78,7 @@ impl Effects {
     /// Returns what to approve.
     pub fn digest(&self) -> String {
         // Maps are sorted and numbers are whole: there is one text of it.
-        let text = serde_json::to_vec(&sorted(&self.0)).unwrap_or_default();
-        let hash = Sha256::digest(&text);
+        let hash = Sha256::digest(sorted(to_value(&self.0)).to_string());
         let hex: String = hash[..LENGTH].iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{VERSION}{hex}")
     }
@@ -111,6 +113,7 @@ impl Effects {
                         now: now.clone(),
                     });
                 };
+                compare("(recorded)", &approved.records.into(), &now.records.into(), &mut tell);
                 compare("", &approved.config, &now.config, &mut tell);
                 compare("provider", &approved.provider, &now.provider, &mut tell);
             }
@@ -120,33 +123,52 @@ impl Effects {
 }
 
 impl PoolEffects {
-    fn of(pool: &PoolPlan) -> Option<Self> {
+    fn of(pool: &PoolPlan, here: &Path) -> Option<Self> {
         let mut slots: BTreeMap<String, BTreeSet<Slot>> = BTreeMap::new();
         for step in pool.steps.iter().filter(|step| counts(step)) {
             slots.entry(action(step).to_owned()).or_default().insert(step.slot);
         }
-        let records =
-            pool.records_config && pool.settings.iter().any(|change| !change.is_of_drain());
+        let provider = pool.provider_config.as_ref().map(|config| {
+            let mut config = to_value(config);
+            from_here(&mut config, here);
+            serde_json::json!({ "name": pool.provider, "config": config })
+        });
+        // Where a checkout lies is no effect: a pipeline has another one for each job.
+        let moved = format!("providers.{}.directory", pool.provider);
+        let is_here = || provider.as_ref().is_some_and(|own| own["config"]["directory"].is_null());
+        let asks = pool.changed.iter().any(|change| change.path != moved || !is_here());
+        let comes_or_goes = pool.serial.is_none() || pool.config.is_none();
+        let records = pool.records_config && (asks || (comes_or_goes && !pool.is_empty()));
         if slots.is_empty() && !records {
             return None;
         }
-        let value = |it: Option<Value>| it.unwrap_or_default();
-        let provider = pool.provider_config.as_ref().map(|config| {
-            let mut config = serde_json::to_value(config).unwrap_or_default();
-            // Where a checkout lies is no effect: a pipeline has another one for each job.
-            if let Some(config) = config.as_object_mut() {
-                config.remove("directory");
-            }
-            serde_json::json!({ "name": pool.provider, "config": config })
-        });
-        let config = pool.config.as_ref().and_then(|config| serde_json::to_value(config).ok());
-        Some(Self { slots, provider: value(provider), config: value(config) })
+        let config = pool.config.as_ref().map(to_value);
+        let (provider, config) = (provider.unwrap_or_default(), config.unwrap_or_default());
+        Some(Self { slots, records, provider, config })
     }
 }
 
-/// What a job's end made necessary was not in question.
+/// Tells the folder of a provider's executable from `here`; `here` itself goes without saying.
+fn from_here(config: &mut Value, here: &Path) {
+    let Some(fields) = config.as_object_mut() else { return };
+    let folder = fields.get("directory").and_then(Value::as_str).map(Path::new);
+    let Some(inner) = folder.and_then(|folder| folder.strip_prefix(here).ok()) else { return };
+    let inner = inner.display().to_string();
+    if inner.is_empty() {
+        fields.remove("directory");
+    } else {
+        fields.insert("directory".to_owned(), Value::from(inner));
+    }
+}
+
+/// What a job's end made necessary was not in question, unless another worker comes than was there.
 fn counts(step: &Step) -> bool {
-    step.reason != Reason::ReplaceBecauseRetired
+    step.reason != Reason::ReplaceBecauseRetired || !step.changes.is_empty()
+}
+
+/// Configs and effects are maps, lists, texts and whole numbers.
+fn to_value(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("configs can be written as JSON")
 }
 
 fn action(step: &Step) -> &'static str {
@@ -160,18 +182,15 @@ fn action(step: &Step) -> &'static str {
 }
 
 /// Returns the value with the keys of every map in order: they keep the order of the file otherwise.
-fn sorted(value: &impl Serialize) -> Value {
-    fn sort(value: Value) -> Value {
-        match value {
-            Value::Object(fields) => {
-                let fields: BTreeMap<String, Value> = fields.into_iter().collect();
-                fields.into_iter().map(|(key, inner)| (key, sort(inner))).collect()
-            }
-            Value::Array(items) => items.into_iter().map(sort).collect(),
-            other => other,
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields: BTreeMap<String, Value> = fields.into_iter().collect();
+            fields.into_iter().map(|(key, inner)| (key, sorted(inner))).collect()
         }
+        Value::Array(items) => items.into_iter().map(sorted).collect(),
+        other => other,
     }
-    sort(serde_json::to_value(value).unwrap_or_default())
 }
 
 /// Tells every place at which two values differ.

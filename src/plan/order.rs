@@ -25,8 +25,7 @@ use super::input::{
 use super::judge::{self, Condition};
 use super::slot::{self, Decision, Need, Occupant, SlotInput, Stray};
 use super::types::{
-    Action, Budget, DRAINING, Drift, FieldChange, KeptWorker, PoolPlan, Reason, ReplaceOrder, Step,
-    Waiting,
+    Action, Budget, Drift, FieldChange, KeptWorker, PoolPlan, Reason, ReplaceOrder, Step, Waiting,
 };
 use crate::config::{StaticPoolConfig, UpdateConfig};
 use crate::desired::{DesiredPool, Spec};
@@ -81,6 +80,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         place: desired.map(|desired| desired.place.clone()).unwrap_or_default(),
         overridden: desired.map(|desired| desired.overridden.clone()).unwrap_or_default(),
         settings: [pool.settings(!steps.is_empty()), pool.undrained(&unchanged)].concat(),
+        changed: pool.changed(),
         records_config: pool.records_config(),
         narrowed: pool.input.is_narrowed_within(pool.id),
         secrets: desired.map(|desired| desired.secrets.clone()).unwrap_or_default(),
@@ -153,6 +153,15 @@ impl<'a> PoolInput<'a> {
         }
     }
 
+    /// Returns in what the config that is asked for is not the recorded one.
+    fn changed(&self) -> Vec<FieldChange> {
+        let applied = self.recorded.and_then(|recorded| recorded.applied.as_ref());
+        let (Some(applied), Some(desired)) = (applied, self.desired) else { return Vec::new() };
+        let mut changes = compare::config_changes(&applied.config, &desired.config, false);
+        changes.extend(compare::provider_changes(applied, desired));
+        changes
+    }
+
     /// Returns the workers that an earlier run drained and that stay after all.
     fn undrained(&self, unchanged: &[KeptWorker]) -> Vec<FieldChange> {
         let workers = self.recorded.into_iter().flat_map(|recorded| &recorded.workers);
@@ -163,7 +172,7 @@ impl<'a> PoolInput<'a> {
                 unchanged.contains(&KeptWorker { slot, generation })
             })
             .map(|worker| FieldChange {
-                path: format!("{}[{}]{DRAINING}", self.id, worker.slot),
+                path: format!("{}[{}].draining", self.id, worker.slot),
                 before: Some("true".to_owned()),
                 after: Some("false".to_owned()),
                 forces_replacement: false,

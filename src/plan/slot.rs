@@ -321,6 +321,8 @@ fn why_create(gone: &Occupant<'_>) -> Reason {
     match gone.condition {
         Condition::Failed => Reason::CreateBecauseFailed,
         Condition::Missing | Condition::Unhealthy => Reason::CreateBecauseMissing,
+        // It ended by itself before anybody deleted it.
+        Condition::Leaving if is_retired(gone) => Reason::ReplaceBecauseRetired,
         _ => Reason::CreateBecauseInterrupted,
     }
 }

@@ -58,6 +58,9 @@ pub struct PoolPlan {
     pub overridden: BTreeMap<String, String>,
     /// Settings that change without touching a worker.
     pub settings: Vec<FieldChange>,
+    /// Everything in which what is asked for is not what is recorded, whether steps tell it or not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changed: Vec<FieldChange>,
     /// Whether the config is to be recorded: a run that is narrowed to slots does not.
     pub records_config: bool,
     /// Whether the run is narrowed to some of the pool's slots.
@@ -306,16 +309,6 @@ pub struct FieldChange {
     pub after: Option<String>,
     /// Whether this needs a new worker.
     pub forces_replacement: bool,
-}
-
-/// What the path of a change ends in that only has a worker leased again.
-pub(super) const DRAINING: &str = ".draining";
-
-impl FieldChange {
-    /// Returns whether it only has a worker leased again.
-    pub(super) fn is_of_drain(&self) -> bool {
-        self.path.ends_with(DRAINING)
-    }
 }
 
 /// A difference between recorded and observed.

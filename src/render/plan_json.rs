@@ -15,7 +15,7 @@ use crate::worker::{Slot, WorkerName};
 pub const FORMAT_VERSION: &str = "1.2";
 
 /// Shows a plan to a machine.
-pub fn plan_json(plan: &Plan) -> Value {
+pub fn plan_json(plan: &Plan, effects: &Effects) -> Value {
     let changes: Vec<Value> = plan
         .pools
         .iter()
@@ -42,7 +42,7 @@ pub fn plan_json(plan: &Plan) -> Value {
             "observed": plan.observed,
             "changes": change_summary_json(plan.summary(), "plan"),
             "refusals": plan.refusals,
-            "effect_digest": Effects::of(plan).digest(),
+            "effect_digest": effects.digest(),
             "pools": plan.pools.iter().map(pool_json).collect::<Vec<_>>(),
         },
     })

@@ -11,49 +11,41 @@ use crate::plan::{Action, Effects, Plan, PoolPlan, Step, Summary};
 /// The longest comment, in characters: GitHub takes 65,536, and whoever posts it may add a line.
 const LONGEST: usize = 65_000;
 /// What tells our comment from others, for whoever replaces it.
-const MARK: &str = "<!-- pool plan -->";
+const MARK: &str = "<!-- pool plan";
 
-/// Writes a plan for a pull request.
-pub fn plan_markdown(plan: &Plan) -> String {
-    let effects = Effects::of(plan);
-    let mut text = format!("{MARK}\n### {}\n\n", summary_line(plan));
-    for refusal in &plan.refusals {
-        text.push_str(&format!("> **Refused:** {}\n\n", plain(&refusal_text(refusal))));
-    }
+/// The longest block, in lines: a long one must not keep a short one out.
+const LONGEST_BLOCK: usize = 200;
+
+/// Writes a plan for a pull request. Its first line tells the digest to machines: nothing of a config can stand there.
+pub fn plan_markdown(plan: &Plan, effects: &Effects) -> String {
+    let digest = effects.digest();
+    let mut text = format!("{MARK} {digest} -->\n### {}\n", summary_line(plan));
+    let foot = format!(
+        "\nEffects: `{digest}`. To carry out exactly this: `pool apply --expect-digest {digest}`.\n"
+    );
     let pools: Vec<&PoolPlan> = plan.pools.iter().filter(|pool| !pool.is_empty()).collect();
-    if !pools.is_empty() {
-        text.push_str("| pool | to add | to change | to destroy |\n| --- | ---: | ---: | ---: |\n");
-    }
-    let foot = if effects.is_empty() {
-        String::new()
-    } else {
-        format!(
-            "\nEffects: `{0}`. To carry out exactly this: `pool apply --expect-digest {0}`.\n",
-            effects.digest()
-        )
-    };
-    let mut left_out = 0;
+    let refused = plan
+        .refusals
+        .iter()
+        .map(|refusal| format!("\n> **Refused:** {}\n", plain(&refusal_text(refusal))));
+    let head =
+        "\n| pool | to add | to change | to destroy |\n| --- | ---: | ---: | ---: |\n".to_owned();
+    let rows = pools.iter().map(|pool| row(pool));
+    let table = (!pools.is_empty()).then_some(head).into_iter().chain(rows);
+    let parts: Vec<String> = refused.chain(table).chain(details(&pools)).collect();
     // A note on what is left out needs room, too.
     let room = LONGEST - foot.chars().count() - 200;
     let mut length = text.chars().count();
-    let mut add = |text: &mut String, part: &str| {
-        let longer = length + part.chars().count();
-        if longer > room {
-            left_out += 1;
-        } else {
-            length = longer;
-            text.push_str(part);
-        }
+    let fits = |part: &&String| {
+        length += part.chars().count();
+        length <= room
     };
-    for pool in &pools {
-        add(&mut text, &row(pool));
-    }
-    for part in details(&pools) {
-        add(&mut text, &part);
-    }
+    let kept: Vec<&String> = parts.iter().take_while(fits).collect();
+    let left_out = parts.len() - kept.len();
+    text.extend(kept.into_iter().map(String::as_str));
     if left_out > 0 {
         text.push_str(&format!(
-            "\n{left_out} parts are left out here: the job's log has the whole plan.\n"
+            "\n{left_out} parts are left out here: the text of the plan has all of it.\n"
         ));
     }
     text + &foot
@@ -108,7 +100,12 @@ fn details(pools: &[&PoolPlan]) -> Vec<String> {
 fn folded(text: &str) -> String {
     let mut lines = text.lines();
     let title = lines.next().unwrap_or_default().trim_start_matches([' ', '#']);
-    let body: Vec<String> = lines.map(at_the_margin).collect();
+    let mut body: Vec<String> = lines.map(at_the_margin).collect();
+    let more = body.len().saturating_sub(LONGEST_BLOCK);
+    if more > 0 {
+        body.truncate(LONGEST_BLOCK);
+        body.push(format!("  … {more} more lines"));
+    }
     let body = body.join("\n");
     // A fence is longer than any in what it holds.
     let longest = body.split(|c| c != '`').map(str::len).max().unwrap_or(0);
@@ -153,7 +150,8 @@ pub fn plan_github(plan: &Plan) -> String {
 /// `file:line:column` as properties of a workflow command.
 fn at(place: &str) -> String {
     let mut parts = place.rsplitn(3, ':');
-    match (parts.next(), parts.next(), parts.next()) {
+    let mut number = || parts.next()?.parse::<u32>().ok();
+    match (number(), number(), parts.next()) {
         (Some(column), Some(line), Some(file)) => {
             format!("file={},line={line},col={column},", findings::property(file))
         }

@@ -35,19 +35,24 @@ fn has(programs: &[&str]) -> bool {
     true
 }
 
-/// The client of a forge: comments are files, and the one of a stranger is the latest.
+/// The client of a forge: each comment is a line of JSON in a file, ours and a stranger's after it, who would like
+/// another plan to be approved.
 const CLIENT: &str = r#"#!/bin/sh
 set -eu
-stranger='e1-00000000000000000000000000000000'
+touch "$FORGE/comments"
+stranger='<!-- pool plan e1-00000000000000000000000000000000 -->'
+own() { jq -c -n --arg body "$1" '{user: {login: "github-actions[bot]"}, author: {username: "project_bot"}, body: $body}'; }
 case "$1 $2" in
-"pr comment") cp "$FORGE/../checkout/$7" "$FORGE/comment" ;;
-"mr note") printf '%s\n' "$6" > "$FORGE/comment" ;;
+"pr comment")
+  # --edit-last: what was said before is said no more.
+  own "$(cat "$7")" > "$FORGE/comments" ;;
+"mr note") own "$5" >> "$FORGE/comments" ;;
 "api user") answer='{"username": "project_bot"}' ;;
 api\ *commits*) answer='[{"number": 7, "iid": 7}]' ;;
 api\ *comments*|api\ *notes*)
-  touch "$FORGE/comment"
-  answer=$(jq -n --rawfile body "$FORGE/comment" --arg stranger "$stranger" \
-    '[{user: {login: "github-actions[bot]"}, author: {username: "project_bot"}, body: $body}, {user: {login: "stranger"}, author: {username: "stranger"}, body: $stranger}]') ;;
+  answer=$(jq -s --arg stranger "$stranger" \
+    '. + [{user: {login: "stranger"}, author: {username: "stranger"}, body: $stranger}]' "$FORGE/comments")
+  case "$2" in *sort=desc*) answer=$(printf '%s' "$answer" | jq reverse) ;; esac ;;
 *) echo "unknown: $*" >&2; exit 1 ;;
 esac
 [ "$1" = api ] || exit 0
@@ -195,8 +200,11 @@ impl Project {
         told(&self.run(&["bash", "-eo", "pipefail", "-c"], &script.join("\n"), &variables))
     }
 
+    /// The latest comment of the pipeline.
     fn comment(&self) -> String {
-        self.sandbox.read("forge/comment")
+        let all = self.sandbox.read("forge/comments");
+        let last: Value = serde_json::from_str(all.lines().last().unwrap()).unwrap();
+        last["body"].as_str().unwrap().to_owned()
     }
 }
 
@@ -244,9 +252,11 @@ fn tells_plans_applies_and_watches(forge: impl Fn(&Project, &str) -> (i32, Strin
     assert_eq!(code, 3, "{told}");
     assert!(told.contains("create: ci[3] was approved, ci[3-4] now"), "{told}");
     assert_eq!(project.sandbox.workers().len(), 3, "nothing was done");
-    // A change that does nothing.
+    // A change that is taken back before it is merged: what was planned last counts.
     project.git("repository", &["reset", "--quiet", "--hard", "HEAD~1"]);
     project.branch("words");
+    project.commit("four after all", 4);
+    succeeds("plan");
     project.commit("other words", 3);
     succeeds("plan");
     assert!(project.comment().contains("No changes."), "{}", project.comment());

@@ -211,7 +211,7 @@ fn a_plan_file_is_private_shown_without_state_and_checked() {
     let elsewhere = Sandbox::new();
     elsewhere.write("saved", &sandbox.read("saved"));
     let shown = elsewhere.pool(&["show", "saved"]).exits(0);
-    assert!(shown.stdout.ends_with("Plan: 2 to add, 0 to change, 2 to destroy.\n"));
+    assert!(shown.stdout.contains("\nPlan: 2 to add, 0 to change, 2 to destroy.\nEffects: e1-"));
     let json = elsewhere.pool(&["show", "saved", "--json"]).exits(0).json();
     assert_eq!(json["resource_changes"].as_array().unwrap().len(), 2);
     for (edit, message) in [
