@@ -143,7 +143,7 @@ fn hint_of(error: &anyhow::Error) -> Option<String> {
     let is_providers = |cause: &PoolError| matches!(cause, PoolError::Provider { .. });
     let again = || {
         let causes = error.chain().filter_map(|cause| cause.downcast_ref::<PoolError>());
-        let what = "nothing was changed; mend it, or its declaration, and run again";
+        let what = "mend it, or how it is declared, and run again";
         causes.into_iter().any(is_providers).then(|| what.to_owned())
     };
     state_error(error).and_then(StateError::hint).or_else(again)

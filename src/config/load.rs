@@ -404,7 +404,13 @@ pub(super) fn with_whole_numbers(value: Value) -> Value {
         },
         Value::Array(items) => items.into_iter().map(with_whole_numbers).collect(),
         Value::Object(fields) => {
-            fields.into_iter().map(|(key, inner)| (key, with_whole_numbers(inner))).collect()
+            // What is for an executable alone is its own: there it may mean something.
+            let is_free = |key: &str| key == "attributes" || key == "config";
+            let whole = |(key, inner): (String, Value)| {
+                let inner = if is_free(&key) { inner } else { with_whole_numbers(inner) };
+                (key, inner)
+            };
+            fields.into_iter().map(whole).collect()
         }
         other => other,
     }

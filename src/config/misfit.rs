@@ -3,6 +3,7 @@
 //! Only the provider knows its schemas, so this is found long after the files were read: their texts are looked
 //! through once more, which costs nobody anything but whoever made the mistake.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
@@ -79,23 +80,20 @@ impl Misfit {
     }
 
     /// Returns the pointer to what asks for it: a pool, or a provider's block.
-    fn base(&self, document: &Document) -> Option<String> {
-        let asks = |base: &String| {
-            let id = document.value.pointer(&format!("{base}/pool_id"));
-            self.pool.as_ref().is_some_and(|pool| id.and_then(Value::as_str) == Some(pool.as_str()))
-        };
-        if self.pool.is_some() {
-            return bases(&document.value).into_iter().find(asks);
+    fn base(&self, (document, pools): &Looked<'_>) -> Option<String> {
+        if let Some(pool) = &self.pool {
+            return pools.get(pool.as_str()).cloned();
         }
         let base = format!("/providers/{}", escape(&self.provider));
         document.value.pointer(&base).map(|_| base)
     }
 
     /// Returns it as a diagnostic, at its place if that is in these documents.
-    fn located(&self, documents: &[Document]) -> Diagnostic {
+    fn located(&self, documents: &[Looked<'_>]) -> Diagnostic {
         let Violation { pointer, at_key, diagnostic, .. } = &self.violation;
-        let at = documents.iter().find_map(|document| {
-            let pointer = format!("{}{pointer}", self.base(document)?);
+        let at = documents.iter().find_map(|looked| {
+            let (document, _) = looked;
+            let pointer = format!("{}{pointer}", self.base(looked)?);
             let location =
                 if *at_key { document.key_at(&pointer) } else { document.value_at(&pointer) };
             Some((pointer, location))
@@ -107,6 +105,14 @@ impl Misfit {
         let found = Diagnostic { summary, ..diagnostic.clone() };
         found.on(dotted(&pointer)).at(Some(location))
     }
+}
+
+/// A document, and where its pools are, by id.
+type Looked<'d> = (&'d Document, BTreeMap<&'d str, String>);
+
+fn pools(document: &Document) -> BTreeMap<&str, String> {
+    let id = |base: &String| document.value.pointer(&format!("{base}/pool_id"))?.as_str();
+    bases(&document.value).into_iter().filter_map(|base| Some((id(&base)?, base))).collect()
 }
 
 /// Everything in a sentence: `pools.yaml:5:7: ci: worker_config.attributes.disk: it must be …`.
@@ -137,7 +143,9 @@ pub fn misfits_report(misfits: &[Misfit], sources: &Sources) -> Report {
     let documents: Vec<Document> = texts
         .flat_map(|(number, source)| document::parse(number, &source.text, &mut told))
         .collect();
-    let diagnostics = misfits.iter().map(|misfit| misfit.located(&documents)).collect();
+    let looked: Vec<Looked<'_>> =
+        documents.iter().map(|document| (document, pools(document))).collect();
+    let diagnostics = misfits.iter().map(|misfit| misfit.located(&looked)).collect();
     let mut report = Report { sources: sources.clone(), diagnostics };
     report.sort();
     report

@@ -5,6 +5,8 @@
 //! - SARIF: version 2.1.0 (OASIS).
 //! - GitLab: the Code Climate subset that its documentation lists under "Code Quality".
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -76,9 +78,18 @@ pub(super) fn property(text: &str) -> String {
 }
 
 /// What tells one finding from another when lines move: the file, the rule, and where in the config.
-fn fingerprint(found: &Diagnostic, file: &str) -> String {
-    let whole = [file, found.rule, &found.path, &found.summary].join("\0");
-    Sha256::digest(whole).iter().map(|byte| format!("{byte:02x}")).collect()
+fn fingerprints(report: &Report) -> Vec<String> {
+    let mut known: BTreeMap<String, usize> = BTreeMap::new();
+    let print = |found: &Diagnostic| {
+        let file = place(found, &report.sources).map_or("", |place| place.file);
+        let whole = [file, found.rule, &found.path, &found.summary].join("\0");
+        // Two documents of a file may have the same mistake at the same path.
+        let before = known.entry(whole.clone()).or_default();
+        *before += 1;
+        let hash = Sha256::digest(format!("{whole}\0{before}"));
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    report.diagnostics.iter().map(print).collect()
 }
 
 /// Writes a report as SARIF.
@@ -89,8 +100,9 @@ pub fn report_sarif(report: &Report) -> Value {
             json!({ "id": id, "shortDescription": { "text": what }, "help": { "text": what } })
         })
         .collect();
+    let found = report.diagnostics.iter().zip(fingerprints(report));
     let results: Vec<Value> =
-        report.diagnostics.iter().map(|found| result(found, &report.sources)).collect();
+        found.map(|(found, print)| result(found, &report.sources, &print)).collect();
     json!({
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
@@ -104,9 +116,8 @@ pub fn report_sarif(report: &Report) -> Value {
     })
 }
 
-fn result(found: &Diagnostic, sources: &Sources) -> Value {
+fn result(found: &Diagnostic, sources: &Sources, fingerprint: &str) -> Value {
     let place = place(found, sources);
-    let file = place.as_ref().map_or("", |place| place.file);
     let locations: Vec<Value> = place
         .iter()
         .map(|Place { file, start, end }| {
@@ -125,7 +136,7 @@ fn result(found: &Diagnostic, sources: &Sources) -> Value {
         "level": match found.severity { Severity::Error => "error", Severity::Warning => "warning" },
         "message": { "text": message(found) },
         "locations": locations,
-        "partialFingerprints": { "poolFinding/v1": fingerprint(found, file) },
+        "partialFingerprints": { "poolFinding/v1": fingerprint },
     })
 }
 
@@ -143,17 +154,17 @@ fn uri(file: &str) -> String {
 
 /// Writes a report as GitLab's code quality.
 pub fn report_gitlab(report: &Report) -> Value {
-    let issue = |found: &Diagnostic| {
+    let issue = |(found, fingerprint): (&Diagnostic, String)| {
         let place = place(found, &report.sources);
         let (file, line) = place.map_or((".", 1), |place| (place.file, place.start.line));
         json!({
             "description": message(found).replace('\n', ": "),
             "check_name": found.rule,
-            "fingerprint": fingerprint(found, file),
+            "fingerprint": fingerprint,
             "severity": match found.severity { Severity::Error => "major", Severity::Warning => "minor" },
             "location": { "path": file, "lines": { "begin": line } },
             "content": { "body": meaning(found.rule) },
         })
     };
-    report.diagnostics.iter().map(issue).collect()
+    report.diagnostics.iter().zip(fingerprints(report)).map(issue).collect()
 }

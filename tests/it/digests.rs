@@ -120,6 +120,80 @@ fn what_others_do_meanwhile_changes_no_digest() {
     sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
 }
 
+/// A job's end must not hide what else is asked for.
+#[test]
+fn a_config_that_nobody_approved_is_not_carried_out_in_the_shadow_of_a_lease() {
+    let sandbox = Sandbox::new();
+    let jobs =
+        |seconds: &str| pool("jobs", 1, ", leases: {reuse: one_shot}").replace("600", seconds);
+    sandbox.write("pools.yaml", &file(&[pool("ci", 1, ""), jobs("600")]));
+    sandbox.pool(&["apply", "pools.yaml", "--auto-approve"]).exits(0);
+    sandbox.write("pools.yaml", &file(&[pool("ci", 2, ""), jobs("600")]));
+    let approved = digest(&sandbox.pool(&["plan", "pools.yaml"]).exits(0));
+    let server = Server::start(&sandbox, &["--reconcile", "off"]);
+    let lease = server.acquire("jobs");
+    let path = format!("/v1/leases/{}", lease["id"].as_str().unwrap());
+    assert_eq!(server.call("DELETE", &path, &serde_json::Value::Null).0, 204);
+    drop(server);
+    assert_eq!(digest(&sandbox.pool(&["plan", "pools.yaml"]).exits(0)), approved, "used up");
+    // Its process ends by itself, too.
+    let pid = lease["worker"]["attributes"]["pid"].as_str().unwrap();
+    let _may_be_gone = std::process::Command::new("kill").args(["-9", pid]).status();
+    assert_eq!(digest(&sandbox.pool(&["plan", "pools.yaml"]).exits(0)), approved, "ended");
+    // With it, another program gets in.
+    sandbox.write("pools.yaml", &file(&[pool("ci", 2, ""), jobs("601")]));
+    let stale = apply(&sandbox, &approved).exits(3).stderr;
+    assert!(stale.contains("jobs"), "{stale}");
+    // And a setting, alone, by a name that reads like the end of a drain.
+    sandbox.write(
+        "pools.yaml",
+        &file(&[
+            pool("ci", 2, ""),
+            jobs("600").replace("memory_mb: 16", "memory_mb: 16, labels: {draining: 'no'}"),
+        ]),
+    );
+    apply(&sandbox, &approved).exits(3);
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
+#[test]
+fn a_narrowed_run_approves_no_whole_one() {
+    let sandbox = Sandbox::new();
+    sandbox.write("pools.yaml", &file(&[pool("ci", 2, ", protect: true")]));
+    sandbox.pool(&["apply", "pools.yaml", "--auto-approve"]).exits(0);
+    let victim = sandbox.workers()[0].to_string();
+    assert!(std::process::Command::new("kill").args(["-9", &victim]).status().unwrap().success());
+    sandbox.write("pools.yaml", &file(&[pool("ci", 2, "")]));
+    let json = sandbox.pool(&["plan", "pools.yaml", "--json"]).exits(0).json();
+    let slot = json["resource_changes"].as_array().unwrap().iter();
+    let slot =
+        slot.filter(|one| one["change"]["actions"] == json!(["create"])).map(|one| &one["index"]);
+    let target = format!("ci[{}]", slot.collect::<Vec<_>>().pop().unwrap());
+    let narrowed = digest(&sandbox.pool(&["plan", "pools.yaml", "--target", &target]).exits(0));
+    apply(&sandbox, &narrowed).exits(3);
+    sandbox
+        .pool(&["apply", "pools.yaml", "--target", &target, "--expect-digest", &narrowed])
+        .exits(0);
+}
+
+#[test]
+fn files_of_others_beside_the_state_stay() {
+    let sandbox = Sandbox::new();
+    sandbox.write("pools.yaml", &file(&[pool("ci", 1, "")]));
+    sandbox.pool(&["--state", "state.db", "apply", "pools.yaml", "--auto-approve"]).exits(0);
+    sandbox.write("pools.yaml", &file(&[pool("ci", 2, "")]));
+    let old = "e1-00112233445566778899aabbccddeeff.json";
+    for name in ["ci.plan", "e1-notes.json", old] {
+        let path = sandbox.write(&format!("plans/{name}"), "{}");
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    sandbox.pool(&["--state", "state.db", "plan", "pools.yaml"]).exits(0);
+    let left = |name: &str| sandbox.path().join("plans").join(name).exists();
+    assert!(left("ci.plan") && left("e1-notes.json") && !left(old));
+    sandbox.pool(&["--state", "state.db", "destroy", "--auto-approve"]).exits(0);
+}
+
 #[test]
 fn where_a_checkout_lies_is_no_effect() {
     let sandbox = Sandbox::new();
@@ -137,4 +211,46 @@ fn where_a_checkout_lies_is_no_effect() {
         digest(&sandbox.pool(&["-C", folder, "--state", &state, "plan", "pools.yaml"]).exits(0))
     });
     assert_eq!(digests[0], digests[1]);
+    // The same for a pool that was applied from one of them, when something else is planned.
+    let more = format!("{provider}{}", pool("more", 1, ""));
+    let empty = provider.replace("fixed_size: 1", "fixed_size: 0");
+    sandbox.write("one/pools.yaml", &empty);
+    sandbox
+        .pool(&["-C", "one", "--state", &state, "apply", "pools.yaml", "--auto-approve"])
+        .exits(0);
+    let digests = ["one", "two"].map(|folder| {
+        sandbox.write(
+            &format!("{folder}/pools.yaml"),
+            &more.replace(
+                "fixed_size: 1, worker_config: {image: x",
+                "fixed_size: 0, worker_config: {image: x",
+            ),
+        );
+        digest(&sandbox.pool(&["-C", folder, "--state", &state, "plan", "pools.yaml"]).exits(0))
+    });
+    assert_eq!(digests[0], digests[1]);
+    // A folder that is written down is part of what is asked for.
+    let elsewhere = more.replace(
+        "command: [./cloud.sh]",
+        &format!("command: [./cloud.sh], directory: {}", sandbox.path().join("one").display()),
+    );
+    sandbox.write(
+        "two/pools.yaml",
+        &elsewhere.replace(
+            "fixed_size: 1, worker_config: {image: x",
+            "fixed_size: 0, worker_config: {image: x",
+        ),
+    );
+    let other =
+        digest(&sandbox.pool(&["-C", "two", "--state", &state, "plan", "pools.yaml"]).exits(0));
+    assert_eq!(other, digests[0], "it is as recorded");
+    std::fs::create_dir(sandbox.path().join("evil")).unwrap();
+    std::fs::copy(sandbox.path().join("one/cloud.sh"), sandbox.path().join("evil/cloud.sh"))
+        .unwrap();
+    let evil = sandbox.read("two/pools.yaml").replace("/one}", "/evil}").replace("/one,", "/evil,");
+    assert!(evil.contains("/evil"));
+    sandbox.write("two/pools.yaml", &evil);
+    let other =
+        digest(&sandbox.pool(&["-C", "two", "--state", &state, "plan", "pools.yaml"]).exits(0));
+    assert_ne!(other, digests[0]);
 }

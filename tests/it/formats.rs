@@ -69,6 +69,9 @@ fn findings_are_gitlabs_code_quality() {
         found.iter().map(|issue| issue["fingerprint"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(prints(&found).len(), 2);
+    // The same mistake in two documents is two findings.
+    sandbox.write("pool.yaml", &format!("{BROKEN}---\n{BROKEN}"));
+    assert_eq!(prints(&read("pool.yaml", 1)).len(), 4);
     // A finding that only moves is the same one.
     sandbox.write("pool.yaml", &BROKEN.replacen("version: 1\n", "# a line more\nversion: 1\n", 1));
     assert_eq!(prints(&read("pool.yaml", 1)), prints(&found));
@@ -187,6 +190,14 @@ fn a_comment_is_never_longer_than_github_takes_and_never_breaks_out_of_its_block
     assert!(comment.chars().count() < 65_536, "{}", comment.chars().count());
     assert!(comment.contains("parts are left out here"), "{}", &comment[..300]);
     assert!(comment.trim_end().ends_with('.') && comment.contains("--expect-digest e1-"));
+    // A long list of what goes keeps neither itself nor others out.
+    let lock = |size: u32| file(&[pool("large", size, "one"), pool("small", 1, "one")]);
+    sandbox.write("p.yaml", &lock(3000));
+    sandbox.pool(&["apply", "p.yaml", "--auto-approve", "-q", "--parallelism", "1000"]).exits(0);
+    sandbox.write("p.yaml", &lock(0));
+    let comment = sandbox.pool(&["plan", "p.yaml", "--format", "markdown"]).exits(0).stdout;
+    assert!(comment.contains("large[0-2999] will be destroyed") && comment.contains("more lines"));
+    assert!(comment.contains("- worker large-0-1") && comment.chars().count() < 65_536);
     let evil = "version: 1\npools:\n- {pool_id: evil, worker_type: vm, provider: sim, fixed_size: 1, worker_config: {cpu_cores: 1, \
                 memory_mb: 1, image: \"a\\n```\\n</details><script>\"}}\n";
     sandbox.write("p.yaml", evil);

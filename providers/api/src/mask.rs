@@ -36,7 +36,9 @@ impl Mask {
         for value in values {
             let escaped = serde_json::to_string(value).unwrap_or_default();
             let escaped = escaped.trim_matches('"');
-            let whole = [value, escaped].into_iter().filter(|text| text.len() >= SHORTEST);
+            // A file's or a variable's last line end is seldom printed with it.
+            let bare = value.trim_end_matches(['\r', '\n']);
+            let whole = [value, bare, escaped].into_iter().filter(|text| text.len() >= SHORTEST);
             let lines = value.lines().filter(|line| line.len() >= SHORTEST_LINE);
             secrets.extend(whole.chain(lines).map(|text| text.as_bytes().to_vec()));
         }
@@ -127,6 +129,7 @@ mod tests {
         assert_eq!(mask.text("the line abcdefghijk and short"), "the line *** and short");
         let json = serde_json::json!({ "key": KEY }).to_string();
         assert_eq!(mask.text(&json), r#"{"key":"***"}"#);
+        assert_eq!(Mask::new(["hunter2\n"]).text("token=hunter2 ok"), "token=*** ok");
         assert_eq!(Mask::new([]).text("nothing to hide"), "nothing to hide");
     }
 

@@ -35,6 +35,22 @@ pub(crate) struct Caller {
     pub(crate) logs: Logs,
 }
 
+/// What a method answered, and what must not be told of it.
+pub(crate) struct Answer {
+    pub(crate) value: Value,
+    words: Words,
+}
+
+impl Answer {
+    /// Understands the answer; what is wrong with it is told without secrets.
+    pub(crate) fn understood<T>(
+        self,
+        read: impl FnOnce(Value) -> Result<T, ProviderError>,
+    ) -> Result<T, ProviderError> {
+        read(self.value).map_err(|error| self.words.said(error))
+    }
+}
+
 /// Why a call came to nothing.
 pub(crate) enum Failed {
     /// The executable could not be started, and why.
@@ -76,7 +92,7 @@ impl Caller {
         secrets: BTreeMap<String, String>,
         deadline: Duration,
         progress: &Progress,
-    ) -> Result<Value, Failed> {
+    ) -> Result<Answer, Failed> {
         let envelope = self.envelope(&method, secrets, deadline)?;
         let nothing = |what: &str, error: &dyn std::fmt::Display| {
             ProviderError::Transient(format!("{what}: {error}"))
@@ -112,10 +128,11 @@ impl Caller {
         let heard = timeout(longest, hearing).await.unwrap_or_default();
         drop(lifeline);
         let judged = self.judge(&method, heard, deadline, path.as_deref());
-        judged.map_err(|failed| match failed {
-            Failed::NotStarted(why) => Failed::NotStarted(why),
-            Failed::As(error) => Failed::As(words.said(error)),
-        })
+        match judged {
+            Ok(value) => Ok(Answer { value, words }),
+            Err(Failed::NotStarted(why)) => Err(Failed::NotStarted(why)),
+            Err(Failed::As(error)) => Err(Failed::As(words.said(error))),
+        }
     }
 
     fn envelope(
@@ -305,7 +322,8 @@ impl Heard {
             }
             Ok(answer) => self.answer = Some(answer),
             Err(why) => {
-                let text = String::from_utf8_lossy(text);
+                // Before it is cut: half a secret is not found.
+                let text = words.fit_to_tell(&String::from_utf8_lossy(text));
                 let begin: String = text.chars().take(SHOWN).collect();
                 self.stray.get_or_insert_with(|| {
                     format!("it printed {begin:?}, which is no line of the protocol: {why}")

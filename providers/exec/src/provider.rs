@@ -14,7 +14,7 @@ use pool_provider::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::call::{Caller, Failed};
+use crate::call::{Answer, Caller, Failed};
 use crate::config::Config;
 use crate::logs::Logs;
 use crate::protocol::{
@@ -90,9 +90,16 @@ impl ExecProvider {
             Failed::As(error) => OpenError::Unasked(error.to_string()),
         })?;
         let said: Vec<String> =
-            answer.as_object().into_iter().flat_map(|said| said.keys()).cloned().collect();
-        let described: Described = protocol::read(answer).map_err(OpenError::Unfit)?;
-        described.verify().map_err(OpenError::Unfit)?;
+            answer.value.as_object().into_iter().flat_map(|said| said.keys()).cloned().collect();
+        let understood = answer.understood(|answer| {
+            let described: Described = protocol::read(answer).map_err(ProviderError::Transient)?;
+            described.verify().map_err(ProviderError::Transient)?;
+            Ok(described)
+        });
+        let described = understood.map_err(|error| match error {
+            ProviderError::Transient(why) => OpenError::Unfit(why),
+            other => OpenError::Unfit(other.to_string()),
+        })?;
         let methods = described.methods.clone();
         let unknown = described.unknown(said);
         let mut description = described.into_description(caller.config.grace.get() + MARGIN, limit);
@@ -100,7 +107,7 @@ impl ExecProvider {
         Ok(Self { caller, description, methods, whole: Arc::default() })
     }
 
-    async fn ask(&self, method: Method) -> Result<Value, ProviderError> {
+    async fn ask(&self, method: Method) -> Result<Answer, ProviderError> {
         let limit = self.caller.config.timeout.get();
         self.call(method, BTreeMap::new(), limit, &Progress::default()).await
     }
@@ -111,7 +118,7 @@ impl ExecProvider {
         secrets: BTreeMap<String, String>,
         limit: Duration,
         progress: &Progress,
-    ) -> Result<Value, ProviderError> {
+    ) -> Result<Answer, ProviderError> {
         Ok(self.caller.call(method, secrets, limit, progress).await?)
     }
 
@@ -123,10 +130,10 @@ impl ExecProvider {
 
     /// Reads a worker that has to be this one. What was done and cannot be understood may be anything.
     fn worker(
-        answer: Value,
+        answer: Answer,
         (method, owner, name): (&str, &DeploymentId, &WorkerName),
     ) -> Result<ObservedWorker, ProviderError> {
-        let read = |answer| {
+        let read = |answer: Value| {
             let worker: Worker = protocol::read(answer)?;
             let observed = worker.observed(owner)?;
             if observed.name != *name {
@@ -134,7 +141,8 @@ impl ExecProvider {
             }
             Ok(observed)
         };
-        read(answer).map_err(|why| ProviderError::UnknownOutcome(wrong(method, &why)))
+        let unclear = |why: String| ProviderError::UnknownOutcome(wrong(method, &why));
+        answer.understood(|answer| read(answer).map_err(unclear))
     }
 
     /// Looks for a worker in a whole listing.
@@ -176,8 +184,9 @@ fn is_asked_for(asked: &WorkerRef, answered: &ObservedWorker) -> bool {
 }
 
 /// Reads what a method answers that only looks.
-fn read<T: DeserializeOwned>(answer: Value, method: &str) -> Result<T, ProviderError> {
-    protocol::read(answer).map_err(|why| ProviderError::Transient(wrong(method, &why)))
+fn read<T: DeserializeOwned>(answer: Answer, method: &str) -> Result<T, ProviderError> {
+    let wrong = |why: String| ProviderError::Transient(wrong(method, &why));
+    answer.understood(|answer| protocol::read(answer).map_err(wrong))
 }
 
 fn wrong(method: &str, why: &dyn fmt::Display) -> String {

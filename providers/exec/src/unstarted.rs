@@ -78,6 +78,12 @@ fn unfound(program: &str, folder: &Path, search: Option<&str>, error: &io::Error
     if error.kind() != io::ErrorKind::NotFound {
         return format!("`{program}`: {error}");
     }
+    // One that is there is missed for what it needs itself.
+    let entries = search.unwrap_or_default().split(':').filter(|entry| !entry.is_empty());
+    if let Some(found) = entries.map(|entry| Path::new(entry).join(program)).find(|it| it.is_file())
+    {
+        return explained(&found.display().to_string(), Some(folder), search, error);
+    }
     let searched = search.unwrap_or("nothing");
     let beside = folder.join(program).is_file();
     let hint = if program.contains(' ') {
@@ -145,11 +151,19 @@ mod tests {
             ("plain", here, not_found(), "`plain` is not in PATH, which is /bin; the one in"),
             ("plain", here, not_found(), "is written with a slash: ./plain"),
             ("none", here, not_found(), "`none` is not in PATH, which is /bin"),
+            (
+                "lost",
+                Some(folder.path().parent().unwrap()),
+                not_found(),
+                "its interpreter /opt/none/python3",
+            ),
             ("python3 x.py", here, not_found(), "is a list of words: [python3, x.py]"),
             (".", here, denied(), "`.`"),
             ("./", here, denied(), "is a folder"),
         ] {
-            let told = explained(program, directory, Some("/bin"), &error);
+            let search = format!("/bin:{}", folder.path().display());
+            let search = if program == "lost" { search.as_str() } else { "/bin" };
+            let told = explained(program, directory, Some(search), &error);
             assert!(told.contains(words), "{program}: {told}");
         }
     }

@@ -91,6 +91,7 @@ impl<S: Subject> Trial<'_, S> {
         let request = CreateRequest { spec, ..self.request(0) };
         match self.subject.provider().create(&request).await {
             Err(ProviderError::InvalidSpec(_)) => {
+                sleep(self.subject.provider().describe().lag()).await;
                 self.list_until(0).await?;
                 Ok(())
             }

@@ -8,11 +8,13 @@
 //! |------------|-----------------------------------------------|
 //! | `creating` | creates                                          |
 //! | `changing` | updates, resets and deletes                       |
+//! | `looking`  | listings and probes                               |
 //! | `rules`    | the sentences, and why each matters               |
 //! | `told`     | what was answered, in words                       |
 
 mod changing;
 mod creating;
+mod looking;
 mod rules;
 mod told;
 
@@ -29,7 +31,7 @@ use told::names;
 use crate::error::ProviderError;
 use crate::identity::{DeploymentId, Generation, Slot, WorkerName};
 use crate::provider::{CreateRequest, DeleteRequest, Progress, WorkerProvider, WorkerRef};
-use crate::spec::{ObservedWorker, ProbeOutcome, WorkerSpec};
+use crate::spec::{ObservedWorker, WorkerSpec};
 
 /// How long a deletion may take to show, beyond the provider's own settle time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -426,86 +428,6 @@ impl<S: Subject> Trial<'_, S> {
         sleep(STAYS).await;
         if self.list().await?.is_empty() {
             return Err(format!("a worker was there, and gone {STAYS:?} later").into());
-        }
-        Ok(self.clean().await?)
-    }
-
-    async fn scoped(&self, stranger: &Self) -> Tried {
-        self.create(0).await?;
-        self.list_until(1).await?;
-        let seen = stranger.list().await?;
-        if !seen.is_empty() {
-            return Err(format!("another deployment sees {}", names(&seen)).into());
-        }
-        // A stranger's delete of the same name must not reach ours.
-        stranger.delete(stranger.reference(0, None), 1).await?;
-        self.list_until(1).await?;
-        Ok(self.clean().await?)
-    }
-
-    async fn health(&self) -> Tried {
-        let provider = self.subject.provider();
-        let created = self.create(0).await?;
-        let worker = self.reference(0, Some(created.provider_id));
-        let probing = async {
-            loop {
-                match provider.probe(&worker).await {
-                    Ok(ProbeOutcome::Healthy) => return Ok(()),
-                    Ok(ProbeOutcome::Unhealthy(_)) => sleep(PAUSE).await,
-                    Ok(ProbeOutcome::Gone(why)) => {
-                        return Err(format!("a worker that runs is probed as gone: {why}"));
-                    }
-                    Err(error) => {
-                        return Err(format!("a probe of a worker that runs failed: {error}"));
-                    }
-                }
-            }
-        };
-        let outcome = timeout(provider.describe().settle + PATIENCE, probing).await;
-        outcome.unwrap_or_else(|_| Err("a worker that runs never became healthy".to_owned()))?;
-        self.list_until(1).await?;
-        self.clean().await?;
-        let gone = async {
-            loop {
-                match provider.probe(&worker).await {
-                    Ok(ProbeOutcome::Gone(_)) | Err(ProviderError::NotFound(_)) => return Ok(()),
-                    // What a listing shows late may be known late here too.
-                    Ok(_) => sleep(PAUSE).await,
-                    Err(error) => {
-                        return Err(format!("a probe of a deleted worker failed: {error}"));
-                    }
-                }
-            }
-        };
-        let limit = provider.describe().lag() + PATIENCE;
-        let outcome = timeout(limit, gone).await;
-        Ok(outcome.unwrap_or_else(|_| Err("a deleted worker was never gone".to_owned()))?)
-    }
-
-    async fn whole_listing(&self) -> Tried {
-        for slot in 0..5 {
-            self.create(slot).await?;
-        }
-        let listed = self.list_until(5).await?;
-        let names: BTreeSet<String> = listed.iter().map(|worker| worker.name.to_string()).collect();
-        let ids: BTreeSet<&String> = listed.iter().map(|worker| &worker.provider_id).collect();
-        if names.len() != 5 || ids.len() != 5 {
-            return Err(format!("a worker is listed twice: {}", self::names(&listed)).into());
-        }
-        Ok(self.clean().await?)
-    }
-
-    async fn incomplete(&self) -> Tried {
-        self.create(0).await?;
-        self.list_until(1).await?;
-        if !self.subject.hide_from_next_listing() {
-            self.clean().await?;
-            return Err(Stop::NotTried("nothing can be hidden from a listing here"));
-        }
-        let listing = self.subject.provider().list(&self.owner, None).await;
-        let listing = listing.map_err(|error| format!("list failed: {error}"))?;
-        if listing.complete && listing.workers.is_empty() {
-            return Err("a listing without the worker says that it is complete".to_owned().into());
         }
         Ok(self.clean().await?)
     }

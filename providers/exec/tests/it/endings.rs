@@ -124,6 +124,13 @@ async fn what_is_told_has_no_secret_in_it_and_nothing_that_terminals_obey() {
     let provider = ground.script(&format!("echo '{line}'")).await;
     let error = provider.create(&request()).await.unwrap_err().to_string();
     assert_eq!(error, "quota exceeded: *** is bad [2J");
+    // In an answer that cannot be understood, and in a line that is cut where the secret stands.
+    let answer = super::ground::created(&json!({ "attempt": "the-workers-secret" }));
+    let long = format!("{}the-workers-secret", "x".repeat(110));
+    for script in [format!("echo '{answer}'"), format!("echo '{long}'")] {
+        let error = ground.script(&script).await.create(&request()).await.unwrap_err().to_string();
+        assert!(error.contains("***") && !error.contains("the-work"), "{error}");
+    }
 }
 
 #[tokio::test]
