@@ -39,7 +39,8 @@ pub(super) fn show(
         let look = if wanted.file.is_none() { printer.look } else { Look::PLAIN };
         let text = match wanted.format {
             PlanFormat::Text => text(plan, effects, look),
-            PlanFormat::Json => format!("{:#}\n", render::plan_json(plan, effects)),
+            // On one line, as Terraform's: there are readers that take nothing else.
+            PlanFormat::Json => format!("{}\n", render::plan_json(plan, effects)),
             PlanFormat::Markdown => render::plan_markdown(plan, effects),
             PlanFormat::Github => {
                 for_the_job(&context.world.environment, plan, effects)?;

@@ -25,9 +25,12 @@ pub fn plan_json(plan: &Plan, effects: &Effects) -> Value {
         })
         .collect();
     let drift: Vec<Value> = plan.pools.iter().flat_map(resource_drift).collect();
+    let planned: Vec<Value> = changes.iter().filter_map(planned_value).collect();
     json!({
         "format_version": FORMAT_VERSION,
         "terraform_version": "1.11.0",
+        "planned_values": { "root_module": { "resources": planned } },
+        "configuration": configuration(plan),
         "resource_changes": changes,
         "resource_drift": drift,
         "output_changes": {},
@@ -46,6 +49,52 @@ pub fn plan_json(plan: &Plan, effects: &Effects) -> Value {
             "pools": plan.pools.iter().map(pool_json).collect::<Vec<_>>(),
         },
     })
+}
+
+/// What a resource will be, out of what becomes of it; nothing for those that go.
+fn planned_value(change: &Value) -> Option<Value> {
+    let after = change["change"]["after"].as_object()?;
+    let mut planned = change.clone();
+    let fields = planned.as_object_mut()?;
+    fields.retain(|key, _| {
+        ["address", "mode", "type", "name", "index", "provider_name"].contains(&key.as_str())
+    });
+    fields.insert("schema_version".to_owned(), json!(0));
+    fields.insert("values".to_owned(), Value::Object(after.clone()));
+    fields.insert("sensitive_values".to_owned(), change["change"]["after_sensitive"].clone());
+    Some(planned)
+}
+
+/// What the files say, in the form in which Terraform tells its own: a pool is a resource with a count.
+fn configuration(plan: &Plan) -> Value {
+    let asked =
+        plan.pools.iter().filter_map(|pool| Some((pool, pool.config.as_ref()?, pool.spec()?)));
+    let resources: Vec<Value> = asked
+        .map(|(pool, config, spec)| {
+            let worker = serde_json::to_value(&spec.worker).unwrap_or_default();
+            let constant =
+                |(key, value): (&String, &Value)| (key.clone(), json!({ "constant_value": value }));
+            let expressions: Map<String, Value> =
+                worker.as_object().into_iter().flatten().map(constant).collect();
+            json!({
+                "address": format!("pool_worker.{}", pool.pool),
+                "mode": "managed",
+                "type": "pool_worker",
+                "name": pool.pool,
+                "provider_config_key": pool.provider,
+                "expressions": expressions,
+                "schema_version": 0,
+                "count_expression": { "constant_value": config.fixed_size },
+            })
+        })
+        .collect();
+    let providers: Map<String, Value> = plan
+        .pools
+        .iter()
+        .map(|pool| (pool.provider.clone(), json!({ "name": pool.provider })))
+        .filter(|(name, _)| !name.is_empty())
+        .collect();
+    json!({ "provider_config": providers, "root_module": { "resources": resources } })
 }
 
 /// Terraform's `changes` object of a `change_summary` event.

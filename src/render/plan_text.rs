@@ -168,10 +168,11 @@ pub(super) fn step_block(pool: &PoolPlan, group: &[&Step], look: Look, text: &mu
         Action::Replace(_) | Action::Delete => look.removed(line),
     };
     let slots: Vec<Slot> = group.iter().map(|step| step.slot).collect();
-    let count =
-        if group.len() == 1 { String::new() } else { format!(" ({} workers)", group.len()) };
-    text.push_str(&format!("  # {}[{}] will be {verb}{count}\n", pool.pool, ranges(&slots)));
-    let why = format!("      because {}{}\n", reason_text(first.reason), how(group));
+    // Terraform's line, word for word: what comments on pull requests looks for it.
+    let will = if verb == "replaced" { "must" } else { "will" };
+    text.push_str(&format!("  # {}[{}] {will} be {verb}\n", pool.pool, ranges(&slots)));
+    let count = if group.len() == 1 { String::new() } else { format!("{} workers, ", group.len()) };
+    let why = format!("      {count}because {}{}\n", reason_text(first.reason), how(group));
     text.push_str(&look.faint(&why));
     let leased: Vec<String> = group
         .iter()

@@ -7,7 +7,7 @@ use std::process::Command;
 use pool::config::rules::RULES;
 use serde_json::Value;
 
-use crate::editors::modules;
+use crate::editors::{installed, modules};
 use crate::sandbox::Sandbox;
 
 fn pool(id: &str, size: u32, image: &str) -> String {
@@ -71,7 +71,8 @@ fn findings_are_gitlabs_code_quality() {
     assert_eq!(prints(&found).len(), 2);
     // The same mistake in two documents is two findings.
     sandbox.write("pool.yaml", &format!("{BROKEN}---\n{BROKEN}"));
-    assert_eq!(prints(&read("pool.yaml", 1)).len(), 4);
+    let twice = read("pool.yaml", 1);
+    assert_eq!((twice.len(), prints(&twice).len()), (5, 5), "and the pool is given twice");
     // A finding that only moves is the same one.
     sandbox.write("pool.yaml", &BROKEN.replacen("version: 1\n", "# a line more\nversion: 1\n", 1));
     assert_eq!(prints(&read("pool.yaml", 1)), prints(&found));
@@ -172,8 +173,8 @@ fn a_plan_is_a_comment_with_what_goes_away_first() {
         assert!(comment.contains(row), "{row}: {comment}");
     }
     let place = |words: &str| comment.find(words).unwrap_or_else(|| panic!("{words}: {comment}"));
-    assert!(place("gone[0] will be destroyed") < place("a[0-2] will be replaced"));
-    assert!(place("a[0-2] will be replaced") < place("a[3] will be created"));
+    assert!(place("gone[0] will be destroyed") < place("a[0-2] must be replaced"));
+    assert!(place("a[0-2] must be replaced") < place("a[3] will be created"));
     assert!(comment.contains("\n- worker gone-0-1\n"), "coloured as a diff: {comment}");
     assert_eq!(comment.matches("<details>").count(), comment.matches("</details>").count());
     // The same from the file of the plan.
@@ -245,4 +246,76 @@ fn formats_that_cannot_be_had_are_refused_with_what_can() {
         sandbox.pool(&["plan", "p.yaml", "--format", "text=p.txt", "--format", "json"]).exits(0);
     assert_eq!(ran.json()["format_version"], "1.2");
     assert!(sandbox.read("p.txt").contains("Plan: 2 to add"));
+}
+
+/// What tfcmt and its kind look for in the text of a plan and of an apply (suzuki-shunsuke/tfcmt, `terraform` parser).
+#[test]
+fn commenters_for_terraform_find_what_they_look_for() {
+    let sandbox = Sandbox::new();
+    let matches = |text: &str, pattern: &str| {
+        let script = "import re, sys; sys.exit(not re.search(sys.argv[1], sys.stdin.read(), re.M))";
+        let mut ran = Command::new("python3")
+            .args(["-c", script, pattern])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut ran.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        ran.wait().unwrap().success()
+    };
+    let labelled = |size, image: &str, label: &str| {
+        file(&[pool("ci", size, image)
+            .replace("memory_mb: 1}", &format!("memory_mb: 1, labels: {{a: {label}}}}}"))])
+    };
+    sandbox.write("p.yaml", &labelled(3, "one", "b"));
+    let created = sandbox.pool(&["plan", "p.yaml"]).exits(0).stdout;
+    let applied = sandbox.pool(&["apply", "p.yaml", "--auto-approve"]).exits(0).stdout;
+    let same = sandbox.pool(&["plan", "p.yaml"]).exits(0).stdout;
+    sandbox.write("p.yaml", &labelled(3, "one", "c"));
+    let updated = sandbox.pool(&["plan", "p.yaml"]).exits(0).stdout;
+    sandbox.write("p.yaml", &labelled(2, "two", "b"));
+    let replaced = sandbox.pool(&["plan", "p.yaml"]).exits(0).stdout;
+    for (text, pattern) in [
+        (&created, r"^((Plan: \d|No changes.))"),
+        (&created, r"^ *# (.*) will be created$"),
+        (&created, r"^Plan: 3 to add, 0 to change, 0 to destroy\.$"),
+        (&applied, r"^(Apply complete!)"),
+        (&same, r"^(No changes.)"),
+        (&updated, r"^ *# (.*) will be updated in-place$"),
+        (&replaced, r"^ *# (.*)(?: is tainted, so)? must be replaced$"),
+        (&replaced, r"^ *# (.*) will be destroyed$"),
+        (&replaced, r"([1-9][0-9]* to destroy.)"),
+    ] {
+        assert!(matches(text, pattern), "{pattern}: {text}");
+    }
+    assert!(!matches(&same, "([1-9][0-9]* to destroy.)"));
+}
+
+/// A reader of Terraform's plans that nobody here wrote.
+#[test]
+fn terraform_compliance_reads_the_plan() {
+    let how = "pip install -r tests/editors/requirements.txt in a virtual environment there";
+    let Some(reader) = installed("target/checkers/bin/terraform-compliance", how) else { return };
+    let sandbox = Sandbox::new();
+    let feature = "Feature: workers\n  Scenario: images come from our registry\n    Given I have pool_worker defined\n    \
+                   Then it must contain image\n    And its value must match the \"^registry\\.example\\.com/.*\" regex\n";
+    sandbox.write("features/images.feature", feature);
+    let read = |image: &str| {
+        sandbox.write(
+            "p.yaml",
+            &file(&[pool("ci", 2, image), pool("other", 1, "registry.example.com/a:1")]),
+        );
+        sandbox.pool(&["plan", "p.yaml", "--format", "json=plan.json"]).exits(0);
+        let ran = Command::new(&reader)
+            .args(["-p", "plan.json", "-f", "features", "--no-ansi"])
+            .current_dir(sandbox.path())
+            .output()
+            .unwrap();
+        (ran.status.code(), String::from_utf8_lossy(&ran.stdout).into_owned())
+    };
+    let (code, said) = read("registry.example.com/ci:1");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("1 scenarios (1 passed)"), "{said}");
+    let (code, said) = read("elsewhere.example.com/ci:1");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("pool_worker.ci[0]"), "{said}");
 }
