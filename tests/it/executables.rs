@@ -3,10 +3,11 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::sandbox::{Sandbox, wait_until};
+use crate::sandbox::{Sandbox, pause, wait_until};
 use crate::serve::Server;
 
 /// A provider that answers as it should to everything but `create`, which is the test's.
@@ -127,6 +128,71 @@ fn a_test_of_a_provider_that_is_interrupted_leaves_no_worker() {
     assert!(told.contains("the workers of this test are being deleted"), "{told}");
     assert!(!told.contains("may be left"), "{told}");
     assert_eq!(processes_with(&mark), [""; 0]);
+}
+
+#[test]
+fn what_an_executable_says_of_itself_is_held_against_pools_and_shown() {
+    let sandbox = Sandbox::new();
+    let schema = json!({ "type": "object", "properties": { "flavor": { "enum": ["small"] } }, "additionalProperties": false });
+    script(&sandbox, &json!({ "attributes_schema": schema, "setle_ms": 3 }), "touch created");
+    let misfit = yaml(1, "").replace("memory_mb: 16", "memory_mb: 16, attributes: {flavr: small}");
+    sandbox.write("pool.yaml", &misfit);
+    // A test of the provider creates nothing that a pool could not have.
+    let refused = sandbox.pool(&["provider", "test", "cloud", "pool.yaml"]).exits(1);
+    let told = "worker_config.attributes.flavr: unknown key `flavr` (did you mean `flavor`?)";
+    assert!(refused.stderr.contains(told), "{}", refused.stderr);
+    assert!(!sandbox.path().join("created").exists());
+    // What nobody here knows may be misspelt.
+    let shown = sandbox.pool(&["provider", "describe", "cloud", "pool.yaml"]).exits(0).stdout;
+    assert!(shown.contains("unknown:\n    - setle_ms\n"), "{shown}");
+}
+
+#[test]
+fn a_listing_that_is_not_complete_is_no_proof_that_all_is_well() {
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path().join("workers").display().to_string();
+    let copy = sandbox.path().join("racks.py");
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/providers/processes.py");
+    std::fs::copy(example, &copy).unwrap();
+    sandbox.write("pool.yaml", &python(&folder, 2).replace(example, copy.to_str().unwrap()));
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+    let text = std::fs::read_to_string(example).unwrap();
+    let blind = text.replacen("def list_workers(config, params, secrets):\n", "def list_workers(config, params, secrets):\n    return {\"workers\": [], \"complete\": False}\n", 1);
+    assert_ne!(blind, text);
+    sandbox.write("racks.py", &blind);
+    let plan = sandbox.pool(&["plan", "pool.yaml", "--detailed-exitcode"]).exits(0).stdout;
+    assert!(plan.starts_with("No changes. 2 workers in 1 pool are recorded as they should be; a provider could not see"), "{plan}");
+    sandbox.write("racks.py", &text);
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
+#[test]
+fn a_server_is_ready_once_its_files_were_applied_and_keeps_what_went_wrong() {
+    let sandbox = Sandbox::new();
+    script(
+        &sandbox,
+        &json!({}),
+        "echo '{\"type\":\"error\",\"code\":\"quota\",\"message\":\"no luck\"}'",
+    );
+    sandbox.write(
+        "pool.yaml",
+        &format!("{}  remediation: {{backoff: 20s}}\n", yaml(1, "max_attempts: 1")),
+    );
+    let good = sandbox.read("cloud.sh");
+    sandbox.write("cloud.sh", "#!/bin/sh\nexit 1\n");
+    let server = Server::start(&sandbox, &["pool.yaml"]);
+    let ready = || server.get("/readyz?verbose");
+    wait_until("the files were refused", || !ready()["config_error"].is_null());
+    assert_eq!(ready()["ready"], json!(false), "{}", ready());
+    sandbox.write("cloud.sh", &good);
+    wait_until("the files are applied", || ready()["pools"]["ci"].is_object());
+    let error = || ready()["pools"]["ci"]["error"].as_str().unwrap_or_default().to_owned();
+    wait_until("the create failed", || error().contains("no luck"));
+    // Looks that only wait for the next try do not take it back.
+    for _ in 0..30 {
+        pause(Duration::from_millis(100));
+        assert!(error().contains("no luck"), "{}", ready());
+    }
 }
 
 #[test]

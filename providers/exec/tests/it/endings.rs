@@ -242,3 +242,39 @@ async fn what_is_printed_on_standard_error_is_kept_for_each_operation() {
     let length = log.metadata().unwrap().len();
     assert!((500_000..600_000).contains(&length), "{length}");
 }
+
+#[tokio::test]
+async fn what_is_left_of_a_group_is_told_in_the_log() {
+    let ground = Ground::new();
+    let script =
+        format!("sleep 300 >/dev/null 2>&1 &\necho '{}'", super::ground::created(&json!({})));
+    let provider = ground.script(&script).await;
+    provider.create(&request()).await.unwrap();
+    let log = || ground.read("logs/ci-3-2-070707.create.1.log");
+    assert!(log().contains("what was left of its process group was killed"), "{}", log());
+    // One that leaves nothing behind hears nothing of it.
+    let ground = Ground::new();
+    let script = format!("sleep 0.1; echo '{}'", super::ground::created(&json!({})));
+    ground.script(&script).await.create(&request()).await.unwrap();
+    let log = ground.read("logs/ci-3-2-070707.create.1.log");
+    assert!(!log.contains("process group"), "{log}");
+}
+
+#[tokio::test]
+async fn a_script_with_the_line_ends_of_windows_is_told_so() {
+    let ground = Ground::new();
+    let path = ground.write("provider.py", "#!/usr/bin/env python3\r\nprint(1)\r\n");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let error = ground.open(Ground::config(&[path.to_str().unwrap()])).await.unwrap_err();
+    assert!(error.to_string().contains("save it with Unix line ends"), "{error}");
+}
+
+#[tokio::test]
+async fn a_deadline_names_the_setting_that_it_is_of() {
+    let ground = Ground::new();
+    let mut config = ground.scripted("sleep 300");
+    config.timeout = pool_provider::HumanDuration::from_secs(1);
+    let provider = ground.open(config).await.unwrap();
+    let error = provider.list(&owner(), None).await.unwrap_err().to_string();
+    assert!(error.contains("after 1s (timeout of the provider)"), "{error}");
+}
