@@ -29,6 +29,7 @@ mod api;
 mod crash;
 mod desk;
 mod digests;
+mod docs;
 mod editors;
 mod embedded;
 mod engines;

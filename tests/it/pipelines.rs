@@ -23,7 +23,7 @@ fn definition(file: &str) -> Value {
 }
 
 /// Returns whether these programs are there, or says that the test was not run.
-fn has(programs: &[&str]) -> bool {
+pub(crate) fn has(programs: &[&str]) -> bool {
     for program in programs {
         if !Command::new(program).arg("--version").output().is_ok_and(|ran| ran.status.success()) {
             assert!(asked_for("POOL_TEST_EDITORS").is_none(), "{program} is not installed");
