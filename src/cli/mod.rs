@@ -17,6 +17,7 @@ mod formats;
 mod lease;
 mod lease_run;
 mod logs;
+mod man;
 mod output;
 mod plan;
 mod plan_file;
@@ -115,6 +116,8 @@ enum Command {
     Schema(schema::Arguments),
     /// Print completions for a shell
     Completions(completions::Arguments),
+    /// Print the manual page, or write those of all commands
+    Man(man::Arguments),
     /// Print the version
     Version(version::Arguments),
 }
@@ -126,6 +129,7 @@ impl Command {
             Self::Serve(_) => true,
             Self::Lease(arguments) => arguments.handles_signals(),
             Self::Provider(arguments) => arguments.handles_signals(),
+            Self::Status(arguments) => arguments.handles_signals(),
             _ => false,
         }
     }
@@ -231,6 +235,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError>
         Command::Config(arguments) => config::run(context, &arguments).await,
         Command::Schema(arguments) => Ok(schema::run(context, &arguments)),
         Command::Completions(arguments) => Ok(completions::run(context, &arguments)),
+        Command::Man(arguments) => man::run(context, &arguments),
         Command::Version(arguments) => Ok(version::run(context, &arguments)),
     }
 }

@@ -263,3 +263,59 @@ fn a_config_from_a_pipe_is_read_whole() {
     let ran = sandbox.shell("cat ci.yaml | pool plan /dev/stdin");
     assert!(ran.stdout.contains("Plan: 1 to add"), "{ran:?}");
 }
+
+#[test]
+fn a_watched_status_is_shown_whenever_it_changes() {
+    let sandbox = Sandbox::new();
+    sandbox.write("ci.yaml", &pool(1, "exec sleep 600", ""));
+    sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(0);
+    let watching = |more: &[&str], file: &str| {
+        let output = std::fs::File::create(sandbox.path().join(file)).unwrap();
+        let arguments = [&["status", "--watch=100ms"], more].concat();
+        sandbox.command(&arguments).stdout(output).spawn().unwrap()
+    };
+    let (mut text, mut json) = (watching(&[], "text"), watching(&["--json", "ci"], "json"));
+    wait_until("it is shown", || {
+        sandbox.read("text").contains("ci-0-1") && sandbox.read("json").contains("ci-0-1")
+    });
+    sandbox.write("ci.yaml", &pool(2, "exec sleep 600", ""));
+    sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(0);
+    let converged = |line: &str| {
+        let told: serde_json::Value = serde_json::from_str(line).unwrap();
+        let workers = told["pools"][0]["workers"].as_array().unwrap();
+        workers.len() == 2 && workers.iter().all(|worker| worker["phase"] == "ready")
+    };
+    wait_until("the change is shown", || {
+        let json = sandbox.read("json");
+        sandbox.read("text").contains("ci-1-1")
+            && json.ends_with('\n')
+            && json.lines().last().is_some_and(converged)
+    });
+    let shown = sandbox.read("text").len();
+    crate::sandbox::pause(std::time::Duration::from_millis(500));
+    assert_eq!(sandbox.read("text").len(), shown, "nothing changed, and nothing is shown");
+    for watcher in [&mut text, &mut json] {
+        let pid = watcher.id().to_string();
+        assert!(
+            std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success()
+        );
+        assert_eq!(watcher.wait().unwrap().code(), Some(130));
+    }
+    assert!(!sandbox.read("text").contains('\x1b'), "it is no terminal");
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let sandbox = Sandbox::new();
+    let page = sandbox.pool(&["man"]).exits(0).stdout;
+    assert!(
+        page.contains(".TH pool 1") && page.contains("EXIT") || page.contains("exit"),
+        "{page}"
+    );
+    sandbox.pool(&["man", "pages"]).exits(0);
+    for command in ["pool", "pool-plan", "pool-apply", "pool-lease-run", "pool-provider-test"] {
+        let page = sandbox.read(&format!("pages/{command}.1"));
+        assert!(page.contains(".SH SYNOPSIS"), "{command}: {page}");
+    }
+}
