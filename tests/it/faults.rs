@@ -203,7 +203,10 @@ async fn a_create_that_never_answers_is_looked_for_and_not_repeated_blindly() {
 #[tokio::test(start_paused = true)]
 async fn what_a_killed_run_was_waiting_for_is_waited_for_from_when_it_is_known_to_be_dead() {
     let idempotency = Idempotency::None;
-    let settings = Settings { idempotency, listing_delay_ms: 5000, ..Settings::default() };
+    // What lands after 4s shows within what the cloud promises: half a second for listings, five for late effects.
+    let late = CallFaults { late: 1.0, late_ms: 5000, ..CallFaults::default() };
+    let faults = [(Call::Update, late)].into();
+    let settings = Settings { idempotency, listing_delay_ms: 500, faults, ..Settings::default() };
     let world = World::new(settings);
     let yaml = pool(1, "");
     let (provider, calls) = bad(&world, Vice::GoesOn);

@@ -118,7 +118,11 @@ fn an_interrupted_apply_ends_at_once_with_130_and_goes_on_later() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("run again to go on"));
     sandbox.write("ci.yaml", &sleepers(2, ""));
     let again = sandbox.pool(&["apply", "ci.yaml", "--auto-approve"]).exits(0);
-    assert!(again.stdout.contains("will be adopted (2 workers)"), "{}", again.stdout);
+    assert!(
+        again.stdout.contains("ci[0-1] will be adopted\n      2 workers, because"),
+        "{}",
+        again.stdout
+    );
     assert_eq!(sandbox.workers().len(), 2);
 }
 
