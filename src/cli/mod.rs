@@ -14,6 +14,7 @@ mod context;
 mod error;
 mod exit;
 mod formats;
+mod interrupt;
 mod lease;
 mod lease_run;
 mod logs;
@@ -40,13 +41,13 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
 
 pub use error::CliError;
 pub use exit::Exit;
 
 use self::args::{Colour, GlobalArgs};
 use self::context::Context;
+use self::interrupt::Interrupt;
 use self::output::Printer;
 use crate::clock::{Clock, Entropy};
 use crate::render::{self, Look};
@@ -204,13 +205,11 @@ fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
         if cli.command.handles_signals() {
             return dispatch(&context, cli.command).await;
         }
-        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let mut interrupt = Interrupt::listen()?;
         // Dropping a run is safe at any moment: what is in flight is recorded, and found next time.
         tokio::select! {
             outcome = dispatch(&context, cli.command) => return outcome,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            () = interrupt.asked() => {}
         }
         messages.error("interrupted; run again to go on from here\n");
         Ok(Exit::Interrupted)

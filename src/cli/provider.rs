@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use pool_provider::conformance::{Finding, Outcome, Subject, Suite};
 use pool_provider::{DeploymentId, SharedProvider, WorkerProvider as _, WorkerSpec};
 use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
+use super::interrupt::Interrupt;
 use crate::config::{self, Loaded, ProviderConfig, StaticPoolConfig};
 use crate::pool::{Providers, Secrets, verify_pool};
 use crate::render::{self, ProviderRow};
@@ -282,7 +281,7 @@ async fn test(
     };
     let is_wanted = |sentence: &str| rule.is_none_or(|words| sentence.contains(words));
     let suite = Suite::new(&tested, context.world.entropy.bytes());
-    let mut stop = Stop::listen()?;
+    let mut stop = Interrupt::listen()?;
     let findings = tokio::select! {
         findings = suite.run(&is_wanted, &mut tell) => findings,
         () = stop.asked() => return clean_up(context, &suite, &mut stop).await,
@@ -302,33 +301,11 @@ async fn test(
     Ok(if broken == 0 { Exit::Done } else { Exit::Error })
 }
 
-/// Hears when the test is to end.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn listen() -> Result<Self, CliError> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).context("listening for SIGINT")?,
-            terminate: signal(SignalKind::terminate()).context("listening for SIGTERM")?,
-        })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
 /// Deletes what a test that was interrupted has begun, unless it is interrupted once more.
 async fn clean_up(
     context: &Context,
     suite: &Suite<'_, Tested<'_>>,
-    stop: &mut Stop,
+    stop: &mut Interrupt,
 ) -> Result<Exit, CliError> {
     context.printer.error(
         "interrupted; the workers of this test are being deleted (another interrupt leaves them)\n",

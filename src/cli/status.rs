@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 use super::context::Context;
 use super::error::CliError;
 use super::exit::Exit;
+use super::interrupt::Interrupt;
 use crate::config::HumanDuration;
 use crate::pool::StaticPoolState;
 use crate::render;
@@ -69,8 +68,7 @@ async fn watch(
     store: &Store,
     every: Duration,
 ) -> Result<Exit, CliError> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = Interrupt::listen()?;
     let mut last = None;
     loop {
         let pools = recorded(store, &arguments.pools).await?;
@@ -86,8 +84,7 @@ async fn watch(
         }
         tokio::select! {
             () = sleep(every) => {}
-            _ = interrupt.recv() => return Ok(Exit::Interrupted),
-            _ = terminate.recv() => return Ok(Exit::Interrupted),
+            () = interrupt.asked() => return Ok(Exit::Interrupted),
         }
     }
 }

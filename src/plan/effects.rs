@@ -137,8 +137,7 @@ impl PoolEffects {
         let moved = format!("providers.{}.directory", pool.provider);
         let is_here = || provider.as_ref().is_some_and(|own| own["config"]["directory"].is_null());
         let asks = pool.changed.iter().any(|change| change.path != moved || !is_here());
-        let comes_or_goes = pool.serial.is_none() || pool.config.is_none();
-        let records = pool.records_config && (asks || (comes_or_goes && !pool.is_empty()));
+        let records = pool.records_config && asks;
         if slots.is_empty() && !records {
             return None;
         }

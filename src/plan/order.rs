@@ -80,7 +80,7 @@ pub(super) fn plan_pool(pool: &PoolInput<'_>) -> PoolPlan {
         place: desired.map(|desired| desired.place.clone()).unwrap_or_default(),
         overridden: desired.map(|desired| desired.overridden.clone()).unwrap_or_default(),
         settings: [pool.settings(!steps.is_empty()), pool.undrained(&unchanged)].concat(),
-        changed: pool.changed(),
+        changed: pool.changed(false),
         records_config: pool.records_config(),
         narrowed: pool.input.is_narrowed_within(pool.id),
         secrets: desired.map(|desired| desired.secrets.clone()).unwrap_or_default(),
@@ -137,29 +137,24 @@ impl<'a> PoolInput<'a> {
 
     /// Returns what has to be recorded and is not told by steps.
     fn settings(&self, has_steps: bool) -> Vec<FieldChange> {
+        if self.records_config() { self.changed(has_steps) } else { Vec::new() }
+    }
+
+    /// Returns in what the config that is asked for is not the recorded one, less what steps tell.
+    fn changed(&self, steps_tell_the_rest: bool) -> Vec<FieldChange> {
         let applied = self.recorded.and_then(|recorded| recorded.applied.as_ref());
         match (applied, self.desired) {
-            _ if !self.records_config() => Vec::new(),
             (Some(applied), Some(desired)) => {
-                let mut changes =
-                    compare::config_changes(&applied.config, &desired.config, has_steps);
+                let (before, after) = (&applied.config, &desired.config);
+                let mut changes = compare::config_changes(before, after, steps_tell_the_rest);
                 changes.extend(compare::provider_changes(applied, desired));
                 changes
             }
             // A pool without a worker comes and goes by its config alone.
-            (None, Some(desired)) if !has_steps => vec![named(None, Some(&desired.id))],
-            (Some(_), None) if !has_steps => vec![named(Some(self.id), None)],
+            (None, Some(desired)) if !steps_tell_the_rest => vec![named(None, Some(&desired.id))],
+            (Some(_), None) if !steps_tell_the_rest => vec![named(Some(self.id), None)],
             (None, _) | (_, None) => Vec::new(),
         }
-    }
-
-    /// Returns in what the config that is asked for is not the recorded one.
-    fn changed(&self) -> Vec<FieldChange> {
-        let applied = self.recorded.and_then(|recorded| recorded.applied.as_ref());
-        let (Some(applied), Some(desired)) = (applied, self.desired) else { return Vec::new() };
-        let mut changes = compare::config_changes(&applied.config, &desired.config, false);
-        changes.extend(compare::provider_changes(applied, desired));
-        changes
     }
 
     /// Returns the workers that an earlier run drained and that stay after all.

@@ -176,6 +176,29 @@ fn a_narrowed_run_approves_no_whole_one() {
         .exits(0);
 }
 
+/// Even one without workers, and one that was there before.
+#[test]
+fn a_pool_that_comes_or_goes_is_an_effect() {
+    let sandbox = Sandbox::new();
+    sandbox.write("pools.yaml", &file(&[pool("ci", 1, "")]));
+    sandbox.pool(&["apply", "pools.yaml", "--auto-approve"]).exits(0);
+    sandbox.write("pools.yaml", &file(&[pool("ci", 2, "")]));
+    let approved = digest(&sandbox.pool(&["plan", "pools.yaml"]).exits(0));
+    let with_empty = file(&[pool("ci", 2, ""), pool("empty", 0, "")]);
+    sandbox.write("pools.yaml", &with_empty);
+    apply(&sandbox, &approved).exits(3);
+    sandbox.pool(&["apply", "pools.yaml", "--auto-approve"]).exits(0);
+    // It goes, alone, and comes back.
+    sandbox.write("pools.yaml", &file(&[pool("ci", 2, "")]));
+    let goes = digest(&sandbox.pool(&["plan", "pools.yaml"]).exits(0));
+    apply(&sandbox, &goes).exits(0);
+    sandbox.write("pools.yaml", &with_empty);
+    let comes = digest(&sandbox.pool(&["plan", "pools.yaml"]).exits(0));
+    assert_ne!(comes, goes);
+    apply(&sandbox, &comes).exits(0);
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
 #[test]
 fn files_of_others_beside_the_state_stay() {
     let sandbox = Sandbox::new();
