@@ -1,5 +1,6 @@
 //! Builds the real world, runs the command line, returns the exit code.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,9 +22,15 @@ fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|first| first == WARD) {
         return pool_exec::warden::run();
     }
-    let environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
+    let mut environment = BTreeMap::new();
+    let mut unreadable = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => drop(environment.insert(name, value)),
+            Err(_) => unreadable.push(name),
+        }
+    }
     // Not by its path: a server outlives an upgrade of the file, and its steps have to be of its own version.
     let own = PathBuf::from("/proc/self/exe");
     let program = if own.exists() { own } else { std::env::current_exe().unwrap_or_default() };
@@ -32,6 +39,7 @@ fn main() -> ExitCode {
         warden: (program, vec![WARD.to_owned()]),
         arguments,
         environment,
+        unreadable,
         stdin_is_terminal: std::io::stdin().is_terminal(),
         stdout_is_terminal: std::io::stdout().is_terminal(),
         stderr_is_terminal: std::io::stderr().is_terminal(),

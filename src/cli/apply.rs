@@ -243,7 +243,10 @@ async fn approve(context: &Context, mode: PlanMode) -> Result<(), CliError> {
     if matches!(answer.await, Ok(Ok(answer)) if answer.trim_end_matches(['\r', '\n']) == "yes") {
         Ok(())
     } else {
-        Err(CliError::Usage { message: "not approved; nothing was changed".to_owned(), hint: None })
+        Err(CliError::usage(
+            "not approved; nothing was changed",
+            "only the whole word `yes` approves; --auto-approve does so beforehand",
+        ))
     }
 }
 

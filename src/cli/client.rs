@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::CliError;
+use crate::clock::Stopwatch;
 
 /// How long a request may take beyond what it asked to wait.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -17,7 +18,13 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Args)]
 pub(super) struct ServerArgs {
     /// Where the server is
-    #[arg(long, value_name = "URL", env = "POOL_SERVER", default_value = "http://127.0.0.1:7070")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "POOL_SERVER",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:7070"
+    )]
     server: String,
 }
 
@@ -35,9 +42,37 @@ pub(super) struct Refusal {
     #[serde(default)]
     pub status: u16,
     #[serde(default)]
+    code: String,
+    #[serde(default)]
     detail: String,
     #[serde(default)]
     phases: BTreeMap<String, u32>,
+}
+
+impl Refusal {
+    /// What to do about it.
+    fn hint(&self) -> &'static str {
+        match self.code.as_str() {
+            "pool_not_found" => "`pool status` lists the pools; a server follows one state",
+            "worker_not_found" => {
+                "`pool state list` lists the workers; a replaced one has a new name"
+            }
+            "lease_not_found" => {
+                "ids of leases are told when they are acquired; is it the right server?"
+            }
+            "lease_gone" => "acquire another one: the worker may be somebody else's by now",
+            "fence_mismatch" => "give the fence that came with the lease, or leave it out",
+            "idempotency_conflict" => "choose another key for another request",
+            "unsatisfiable" => "ask for less, or change the pool that should meet it",
+            "conflict" => "see how it stands with `pool status`, and decide again",
+            "no_capacity" => "wait for a worker with --wait, or make the pool larger",
+            "stopping" => "ask again once the server is back",
+            "state_unavailable" | "provider_unavailable" | "internal" => {
+                "the server's log says more"
+            }
+            _ => "check --server: is it a pool server of this version?",
+        }
+    }
 }
 
 /// Why a request has no answer.
@@ -68,12 +103,11 @@ impl From<ClientError> for CliError {
                     .collect();
                 format!("the workers are: {}", phases.join(", "))
             }
-            ClientError::Refused(_) => String::new(),
+            ClientError::Refused(refusal) => refusal.hint().to_owned(),
             ClientError::Silent { .. } => {
                 "start it with `pool serve`, or name another one with --server".to_owned()
             }
         };
-        let hint = Some(hint).filter(|hint| !hint.is_empty());
         Self::Usage { message: error.to_string(), hint }
     }
 }
@@ -108,14 +142,18 @@ impl Client {
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Value, ClientError> {
+        let watch = Stopwatch::start();
         let response = request.send().await.map_err(|error| self.silent(&error))?;
         let status = response.status();
+        let took_ms = watch.elapsed().as_secs_f64() * 1000.0;
+        tracing::debug!(url = %response.url(), %status, took_ms, "the server answered");
         let body = response.bytes().await.map_err(|error| self.silent(&error))?;
         if status.is_success() {
             return Ok(serde_json::from_slice(&body).unwrap_or(Value::Null));
         }
         let mut refusal: Refusal = serde_json::from_slice(&body).unwrap_or_else(|_| Refusal {
             status: 0,
+            code: String::new(),
             detail: String::from_utf8_lossy(&body).into_owned(),
             phases: BTreeMap::new(),
         });

@@ -66,7 +66,11 @@ impl Context {
             .await
             .context("reading the files")??;
         let around = Surroundings { environment: &self.world.environment };
-        Ok(config::load(sources, &around)?)
+        let loaded = config::load(sources, &around)?;
+        for source in &loaded.warnings.sources.0 {
+            tracing::debug!(file = source.name, bytes = source.text.len(), "read");
+        }
+        Ok(loaded)
     }
 
     /// Opens the state; `--require-state` refuses to go on without one.
@@ -90,7 +94,9 @@ impl Context {
             what,
             check,
         };
-        Ok(Store::open(options)?)
+        let store = Store::open(options)?;
+        tracing::debug!(state = %store.path().display(), deployment = %store.deployment(), "opened the state");
+        Ok(store)
     }
 
     /// Puts together what a run needs, with the providers that the pools and the records name.

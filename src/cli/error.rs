@@ -1,5 +1,7 @@
 //! From errors to people: one place decides message, hint and exit code.
 
+use std::io;
+
 use super::exit::Exit;
 use crate::config::{self, Loaded, Misfit, Report};
 use crate::plan::Refusal;
@@ -21,7 +23,7 @@ pub enum CliError {
         /// What is wrong.
         message: String,
         /// What to do.
-        hint: Option<String>,
+        hint: String,
     },
     /// A plan that was made for another past.
     Stale(String),
@@ -32,7 +34,7 @@ pub enum CliError {
 impl CliError {
     /// Builds an error of usage with a hint.
     pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Usage { message: message.into(), hint: Some(hint.into()) }
+        Self::Usage { message: message.into(), hint: hint.into() }
     }
 
     /// Returns the error of a run that began with files: what a provider does not take of them is shown in them.
@@ -76,7 +78,7 @@ impl CliError {
                 })
                 .collect(),
             Self::Misfits(misfits) => {
-                misfits.iter().map(|misfit| (misfit.to_string(), String::new())).collect()
+                misfits.iter().map(|misfit| (misfit.to_string(), MISFIT.to_owned())).collect()
             }
             Self::Refused(refusals) => refusals
                 .iter()
@@ -85,12 +87,11 @@ impl CliError {
                 })
                 .collect(),
             Self::Usage { message, hint } => {
-                vec![(message.clone(), hint.clone().unwrap_or_default())]
+                vec![(message.clone(), hint.clone())]
             }
             Self::Stale(message) => vec![(message.clone(), "make a new plan".to_owned())],
             Self::Failed(error) => {
-                let hint = hint_of(error).unwrap_or_default();
-                vec![(format!("{error:#}"), hint)]
+                vec![(format!("{error:#}"), hint_of(error))]
             }
         }
     }
@@ -105,7 +106,9 @@ impl CliError {
                 format!("{text}{}", head(&report.to_string()))
             }
             Self::Misfits(misfits) => {
-                misfits.iter().map(|misfit| head(&misfit.to_string())).collect()
+                let heads: String =
+                    misfits.iter().map(|misfit| head(&misfit.to_string())).collect();
+                heads + &hint(MISFIT)
             }
             Self::Refused(refusals) => refusals
                 .iter()
@@ -113,16 +116,14 @@ impl CliError {
                     head(&render::refusal_text(refusal)) + &hint(render::refusal_hint(refusal))
                 })
                 .collect(),
-            Self::Usage { message, hint: what } => {
-                head(message) + &what.as_deref().map(hint).unwrap_or_default()
-            }
+            Self::Usage { message, hint: what } => head(message) + &hint(what),
             Self::Stale(message) => head(message) + &hint("make a new plan"),
             Self::Failed(error) => {
                 let mut text = head(&error.to_string());
                 for cause in error.chain().skip(1) {
                     text.push_str(&format!("caused by: {cause}\n"));
                 }
-                text + &hint_of(error).map(|what| hint(&what)).unwrap_or_default()
+                text + &hint(&hint_of(error))
             }
         }
     }
@@ -138,15 +139,37 @@ fn state_error(error: &anyhow::Error) -> Option<&StateError> {
     })
 }
 
+/// What to do about what a provider does not take.
+const MISFIT: &str =
+    "change that in the pool's file; `pool provider describe NAME` says what a provider takes";
+
 /// Says what to do about an error in a chain.
-fn hint_of(error: &anyhow::Error) -> Option<String> {
-    let is_providers = |cause: &PoolError| matches!(cause, PoolError::Provider { .. });
-    let again = || {
-        let causes = error.chain().filter_map(|cause| cause.downcast_ref::<PoolError>());
-        let what = "mend it, or how it is declared, and run again";
-        causes.into_iter().any(is_providers).then(|| what.to_owned())
-    };
-    state_error(error).and_then(StateError::hint).or_else(again)
+fn hint_of(error: &anyhow::Error) -> String {
+    if let Some(hint) = state_error(error).and_then(StateError::hint) {
+        return hint;
+    }
+    let of_providers = |cause: &PoolError| matches!(cause, PoolError::Provider { .. });
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<PoolError>());
+    if causes.any(of_providers) {
+        return "mend it, or how it is declared, and run again".to_owned();
+    }
+    let kind =
+        error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    match kind {
+        Some(io::ErrorKind::NotFound) => {
+            "check how the path is written, and from where it counts (-C)"
+        }
+        Some(io::ErrorKind::PermissionDenied) => "check who may read and write there",
+        Some(io::ErrorKind::StorageFull) => "free some space and run again",
+        Some(io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) => {
+            "a file is where a folder is wanted, or the other way round"
+        }
+        Some(io::ErrorKind::AddrInUse) => {
+            "stop what listens there, or choose another address with --listen"
+        }
+        _ => "run it again with -v to see what was done until then",
+    }
+    .to_owned()
 }
 
 impl From<Report> for CliError {

@@ -26,16 +26,17 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// What `--help` says.
-    pub const HELP: &'static str = "Exit codes:
-  0    done
-  1    error; wrong usage included
-  2    there are changes (plan --detailed-exitcode)
-  3    the plan is stale
-  4    a lock is held by somebody else
-  5    partly applied; run again
-  6    refused by a guard
-  130  interrupted; run again to go on";
+    /// Every code of `pool`'s own, and what it means.
+    pub const MEANINGS: [(u8, &'static str); 8] = [
+        (0, "done"),
+        (1, "error; wrong usage included"),
+        (2, "there are changes (plan --detailed-exitcode)"),
+        (3, "the plan is stale"),
+        (4, "a lock is held by somebody else"),
+        (5, "partly applied; run again"),
+        (6, "refused by a guard"),
+        (130, "interrupted; run again to go on"),
+    ];
 
     /// Returns the number.
     pub fn code(self) -> u8 {

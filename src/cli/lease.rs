@@ -67,7 +67,7 @@ pub(super) struct WantedArgs {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
     /// Who holds the lease; this user and machine by default
-    #[arg(long, value_name = "NAME", env = "POOL_HOLDER")]
+    #[arg(long, value_name = "NAME", env = "POOL_HOLDER", hide_env_values = true)]
     holder: Option<String>,
     /// What for, for people
     #[arg(long, value_name = "TEXT")]

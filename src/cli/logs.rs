@@ -1,4 +1,5 @@
-//! The server's log: to standard error, for people or as JSON lines.
+//! What is logged: a server's work always, any other command's when somebody asks (`-v`, `POOL_LOG`). To standard
+//! error, for people or as JSON lines.
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
@@ -14,11 +15,18 @@ pub(super) struct LogArgs {
         value_enum,
         default_value = "text",
         env = "POOL_LOG_FORMAT",
+        hide_env_values = true,
         value_name = "FORMAT"
     )]
     log_format: LogFormat,
     /// What is logged: error, warn, info, debug or trace, or tracing's filters
-    #[arg(long, default_value = "info", env = "POOL_LOG", value_name = "FILTER")]
+    #[arg(
+        long,
+        default_value = "info",
+        env = "POOL_LOG",
+        hide_env_values = true,
+        value_name = "FILTER"
+    )]
     log: String,
 }
 
@@ -31,16 +39,46 @@ enum LogFormat {
     Json,
 }
 
-/// Begins to log.
+/// Begins a server's log: what `--log` says, or more when that was asked for.
 pub(super) fn begin(context: &Context, arguments: &LogArgs) -> Result<(), CliError> {
-    let filter = EnvFilter::try_new(&arguments.log).map_err(|error| {
+    let filter = match context.global.verbose {
+        0 => arguments.log.clone(),
+        times => more(times).to_owned(),
+    };
+    start(context, &filter, arguments.log_format)
+}
+
+/// Tells what any other command does, when somebody asks for it.
+pub(super) fn tell(context: &Context) -> Result<(), CliError> {
+    let set = |name: &str| context.world.environment.get(name).filter(|value| !value.is_empty());
+    let filter = match (context.global.verbose, set("POOL_LOG")) {
+        (0, None) => return Ok(()),
+        (0, Some(filter)) => filter.clone(),
+        (times, _) => more(times).to_owned(),
+    };
+    let is_json = set("POOL_LOG_FORMAT").is_some_and(|format| format == "json");
+    start(context, &filter, if is_json { LogFormat::Json } else { LogFormat::Text })
+}
+
+/// Ours first; what the libraries below have to say last.
+fn more(times: u8) -> &'static str {
+    match times {
+        1 => "info,pool=debug,pool_provider=debug",
+        2 => "debug,pool=trace,pool_provider=trace",
+        _ => "trace",
+    }
+}
+
+fn start(context: &Context, filter: &str, format: LogFormat) -> Result<(), CliError> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
         CliError::usage(
-            format!("`{}` is not a log filter: {error}", arguments.log),
+            format!("`{filter}` is not a log filter: {error}"),
             "write a level, such as info, or levels by module: pool=debug,hyper=warn",
         )
     })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let begun = match arguments.log_format {
+    let printer = context.printer.clone();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(printer);
+    let begun = match format {
         LogFormat::Json => log.json().flatten_event(true).try_init(),
         LogFormat::Text => log.with_ansi(context.printer.error_look.colour).try_init(),
     };

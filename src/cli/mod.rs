@@ -14,6 +14,7 @@ mod context;
 mod error;
 mod exit;
 mod formats;
+mod help;
 mod interrupt;
 mod lease;
 mod lease_run;
@@ -40,7 +41,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches as _, Parser, Subcommand};
 
 pub use error::CliError;
 pub use exit::Exit;
@@ -59,6 +60,8 @@ pub struct World {
     pub arguments: Vec<OsString>,
     /// The environment.
     pub environment: BTreeMap<String, String>,
+    /// Variables whose values are no text.
+    pub unreadable: Vec<String>,
     /// Whether a person can answer.
     pub stdin_is_terminal: bool,
     /// Whether a person reads data.
@@ -79,7 +82,7 @@ pub struct World {
 
 /// Keeps a fixed number of workers ready, as YAML or JSON files say.
 #[derive(Debug, Parser)]
-#[command(name = "pool", version, after_help = Exit::HELP, max_term_width = 100)]
+#[command(name = "pool", version, max_term_width = 100)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,
@@ -147,15 +150,24 @@ impl Command {
 
 /// Runs the command line.
 pub fn run(mut world: World) -> Exit {
-    let arguments = args::with_two_dashes::<Cli>(std::mem::take(&mut world.arguments));
-    let cli = match Cli::try_parse_from(arguments) {
+    if let Some(exit) = completions::answer(&world) {
+        return exit;
+    }
+    let tree = help::command();
+    let arguments = help::asked_by_word(std::mem::take(&mut world.arguments));
+    let arguments = args::with_two_dashes(arguments, &tree);
+    world.arguments.clone_from(&arguments);
+    let parsed = tree.try_get_matches_from(arguments);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &world),
     };
     let printer = printer(&cli.global, &world);
     let json = cli.command.wants_json();
     let clock = world.clock.clone();
-    let exit = start(world, cli, printer.clone()).unwrap_or_else(|error| {
+    let outcome = start(world, cli, printer.clone());
+    printer.end_bar();
+    let exit = outcome.unwrap_or_else(|error| {
         if json {
             let lines = render::diagnostic_events(&error.diagnostics(), clock.now());
             for line in lines {
@@ -191,11 +203,20 @@ fn usage(error: &clap::Error, world: &World) -> Exit {
 
 fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
     let messages = printer.clone();
+    if let Some(name) = world.unreadable.iter().find(|name| name.starts_with("POOL__")) {
+        return Err(CliError::usage(
+            format!("the value of the variable {name} is not UTF-8"),
+            "set it again in UTF-8, or unset it: it would override what files say",
+        ));
+    }
     if let Some(folder) = &cli.global.chdir {
         std::env::set_current_dir(folder)
             .with_context(|| format!("changing to the folder {}", folder.display()))?;
     }
     let context = Context { world, global: cli.global, printer };
+    if !matches!(cli.command, Command::Serve(_)) {
+        logs::tell(&context)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -211,6 +232,7 @@ fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
             outcome = dispatch(&context, cli.command) => return outcome,
             () = interrupt.asked() => {}
         }
+        messages.end_bar();
         messages.error("interrupted; run again to go on from here\n");
         Ok(Exit::Interrupted)
     });
@@ -233,7 +255,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError>
         Command::State(arguments) => state::run(context, &arguments).await,
         Command::Config(arguments) => config::run(context, &arguments).await,
         Command::Schema(arguments) => Ok(schema::run(context, &arguments)),
-        Command::Completions(arguments) => Ok(completions::run(context, &arguments)),
+        Command::Completions(arguments) => completions::run(context, &arguments),
         Command::Man(arguments) => man::run(context, &arguments),
         Command::Version(arguments) => Ok(version::run(context, &arguments)),
     }

@@ -21,6 +21,9 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How often a terminal is redrawn.
 const REDRAW: Duration = Duration::from_millis(100);
 
+/// Columns of the terminal that the bar leaves free, its spinner included.
+const SPARE: usize = 6;
+
 /// A display that runs beside an apply.
 pub(super) struct Display {
     task: JoinHandle<()>,
@@ -34,13 +37,18 @@ impl Display {
             // Nobody shows it any more: the run goes on all the same.
             let _display_is_gone = sender.send(event).is_err();
         });
-        let bar = (context.world.stderr_is_terminal && !context.printer.quiet && !json)
-            .then(progress_bar);
+        // Where builds run there may be a terminal and nobody who looks at it: its log keeps every redrawing.
+        let is_build = context.world.environment.get("CI").is_some_and(|ci| ci != "false");
+        let is_looked_at = context.world.stderr_is_terminal && !is_build;
+        let has_bar = is_looked_at && !context.printer.quiet && !json;
+        if has_bar {
+            context.printer.begin_bar(progress_bar());
+        }
         let screen = Screen {
             printer: context.printer.clone(),
             clock: context.world.clock.clone(),
             json,
-            bar,
+            has_bar,
             progress: Progress::of(plan),
         };
         (Self { task: tokio::spawn(screen.run(receiver)) }, observer)
@@ -55,8 +63,9 @@ impl Display {
 
 fn progress_bar() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{spinner} {wide_msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    let style = ProgressStyle::with_template("{spinner} {msg}");
+    // What every locale's terminal can show.
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()).tick_chars("|/-\\ "));
     bar
 }
 
@@ -64,14 +73,14 @@ struct Screen {
     printer: Printer,
     clock: Clock,
     json: bool,
-    bar: Option<ProgressBar>,
+    has_bar: bool,
     progress: Progress,
 }
 
 impl Screen {
     async fn run(mut self, mut events: UnboundedReceiver<ApplyEvent>) {
         let watch = Stopwatch::start();
-        let mut tick = interval(if self.bar.is_some() { REDRAW } else { HEARTBEAT });
+        let mut tick = interval(if self.has_bar { REDRAW } else { HEARTBEAT });
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         tick.tick().await;
         loop {
@@ -83,9 +92,7 @@ impl Screen {
                 _ = tick.tick() => self.tick(watch.elapsed()),
             }
         }
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.printer.end_bar();
     }
 
     fn event(&mut self, event: &ApplyEvent) {
@@ -101,23 +108,20 @@ impl Screen {
             Started | Completed { .. } => {}
             Progress(_) | Found { .. } | Retrying { .. } | Draining { .. } | Failed { .. } => {
                 if let Some(line) = render::event_text(event, self.printer.error_look) {
-                    match &self.bar {
-                        Some(bar) => bar.println(line),
-                        None => self.printer.note(&line),
-                    }
+                    self.printer.note(&line);
                 }
             }
         }
     }
 
     fn tick(&self, elapsed: Duration) {
-        match &self.bar {
-            Some(bar) => {
-                bar.set_message(self.progress.text(elapsed));
-                bar.tick();
-            }
-            None if self.json => {}
-            None => self.printer.note(&self.progress.text(elapsed)),
+        let text = self.progress.text(elapsed);
+        if self.has_bar {
+            // With room for the ^C that a terminal shows: beyond its edge it would begin another line.
+            let room = self.printer.error_look.width.saturating_sub(SPARE);
+            self.printer.redraw_bar(text.chars().take(room).collect());
+        } else if !self.json {
+            self.printer.note(&text);
         }
     }
 }

@@ -39,6 +39,7 @@ enum ProviderCommand {
     /// Show how a provider is reached and what it can do
     Describe {
         /// The provider's name
+        #[arg(value_name = "PROVIDER")]
         name: String,
         /// Files that declare it; without any, it is as the state knows it
         #[arg(value_name = "CONFIG")]
@@ -50,6 +51,7 @@ enum ProviderCommand {
     /// Try every rule of the contract on a provider, with workers of its own that are deleted again
     Test {
         /// The provider's name
+        #[arg(value_name = "PROVIDER")]
         name: String,
         /// Files that declare it; without any, it is as the state knows it
         #[arg(value_name = "CONFIG")]

@@ -35,7 +35,7 @@ pub(super) struct Arguments {
     #[arg(
         long,
         value_name = "ADDRESS",
-        env = "POOL_LISTEN",
+        env = "POOL_LISTEN", hide_env_values = true,
         default_value = "127.0.0.1:7070",
         value_parser = address
     )]

@@ -29,7 +29,7 @@ pub(super) struct Arguments {
 enum Verb {
     /// It gets no new lease
     Cordon,
-    /// It may be leased again; one that was quarantined is verified first
+    /// It may be leased again, verified first after a quarantine
     Uncordon,
     /// It gets no new lease, and is wanted without one
     Drain,

@@ -21,7 +21,8 @@ pub(super) fn check(pool: &StaticPoolConfig, providers: &Declared) -> Vec<(Strin
     if pool.provisioning.timeout.get().is_zero() {
         broken.push((
             "/provisioning/timeout".to_owned(),
-            Diagnostic::error("zero-timeout", "`timeout` must be longer than 0s"),
+            Diagnostic::error("zero-timeout", "`timeout` must be longer than 0s")
+                .help("leave it out for its default, or write how long: 30s"),
         ));
     }
     broken

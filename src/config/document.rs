@@ -165,7 +165,11 @@ fn expand(source: usize, root: Rc<Node>, diagnostics: &mut Vec<Diagnostic>) -> O
         Ok(value) => Some(Document { source, root, value }),
         Err(error) => {
             let summary = format!("the document is not representable as JSON: {error}");
-            diagnostics.push(Diagnostic::error("not-json", summary).at(Some(location)));
+            diagnostics.push(
+                Diagnostic::error("not-json", summary)
+                    .at(Some(location))
+                    .help("use plain numbers, texts, lists and mappings only"),
+            );
             None
         }
     }
@@ -189,7 +193,8 @@ impl<'a> Builder<'a, '_> {
             }
             Some(Err(error)) => {
                 let offset = error.marker().byte_offset().unwrap_or(0);
-                let found = Diagnostic::error("syntax", error.info());
+                let found = Diagnostic::error("syntax", error.info())
+                    .help("what follows cannot be read; an editor shows where it begins");
                 Err(Box::new(found.at(Some(self.location(offset..offset)))))
             }
             None => Ok((Event::StreamEnd, 0..0)),
@@ -225,13 +230,15 @@ impl<'a> Builder<'a, '_> {
         depth: usize,
     ) -> Result<Rc<Node>, Found> {
         if depth > MAX_DEPTH {
-            let found = Diagnostic::error("too-deep", "nested more than 64 levels deep");
+            let found = Diagnostic::error("too-deep", "nested more than 64 levels deep")
+                .help("a pool needs four levels; is it a pool file?");
             return Err(Box::new(found.at(Some(self.location(span)))));
         }
         let (anchor, node) = match event {
             Event::Alias(id) => {
                 let node = self.anchors.get(&id).cloned().ok_or_else(|| {
-                    let found = Diagnostic::error("bad-alias", "an alias refers to itself");
+                    let found = Diagnostic::error("bad-alias", "an alias refers to itself")
+                        .help("write the value out, or move the anchor (`&name`) to another one");
                     Box::new(found.at(Some(self.location(span))))
                 })?;
                 return Ok(node);
@@ -300,6 +307,7 @@ impl<'a> Builder<'a, '_> {
             }
             NodeKind::Scalar(_) | NodeKind::Sequence(_) | NodeKind::Mapping(_) => {
                 let found = Diagnostic::error("bad-key", "a key must be a text")
+                    .help("put it in quotes, or leave the `?` out")
                     .at(Some(self.location(span.clone())));
                 self.diagnostics.push(found);
                 String::new()

@@ -149,7 +149,10 @@ fn read_path(path: &Path) -> Result<Vec<Source>, Box<Diagnostic>> {
 fn read_text(name: &str, input: impl Read) -> Result<Source, Box<Diagnostic>> {
     let mut bytes = Vec::new();
     input.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| {
-        Box::new(Diagnostic::error("unreadable", format!("cannot read {name}: {error}")))
+        Box::new(
+            Diagnostic::error("unreadable", format!("cannot read {name}: {error}"))
+                .help("check that it is a file, and that this user may read it"),
+        )
     })?;
     if bytes.len() as u64 > MAX_BYTES {
         let summary = format!("{name} is larger than 32 MiB");
@@ -270,6 +273,7 @@ impl Loader<'_> {
                 Ok(config) => pools.push(self.pool(document, &base, &value, config, set)),
                 Err(error) => self.diagnostics.push(
                     Diagnostic::error("invalid", error.to_string())
+                        .help("`pool schema` says what is valid here")
                         .at(Some(document.value_at(&base))),
                 ),
             }

@@ -85,7 +85,7 @@ pub(crate) fn check_pools(
             let folded_ids: Vec<String> = pool_ids.iter().map(|id| folded(id)).collect();
             let meant = did_you_mean(&found.pool, folded_ids.iter().map(String::as_str));
             let help = match meant {
-                Some(meant) => format!("did you mean {PREFIX}{}__…?", meant.to_uppercase()),
+                Some(meant) => format!("did you mean {PREFIX}{}__...?", meant.to_uppercase()),
                 None => format!("the pools are: {}", pool_ids.join(", ")),
             };
             let summary = format!("the variable {} names no pool of the files", found.variable);
@@ -277,7 +277,7 @@ fn expand(text: &str, environment: &BTreeMap<String, String>) -> Result<String, 
                         "unset-variable",
                         format!("the variable `{name}` is not set"),
                     )
-                    .help(format!("set it, or give a default: ${{{name}:-…}}")),
+                    .help(format!("set it, or give a default: ${{{name}:-...}}")),
                 ));
             }
         }
@@ -339,7 +339,9 @@ mod tests {
         let complaint = |name| overridden(&[(name, "1")]).1.join("\n");
         assert!(complaint("POOL__CI_LINUX__FIXED_SZE").contains("POOL__CI_LINUX__FIXED_SZE"));
         assert!(complaint("POOL__CI_LINUX__FIXED_SZE").contains("did you mean FIXED_SIZE?"));
-        assert!(complaint("POOL__CI_LINX__FIXED_SIZE").contains("did you mean POOL__CI_LINUX__…?"));
+        assert!(
+            complaint("POOL__CI_LINX__FIXED_SIZE").contains("did you mean POOL__CI_LINUX__...?")
+        );
         assert!(complaint("POOL__CI_LINUX").contains("names no field"));
         assert!(complaint("POOL__CI_LINUX__POOL_ID").contains("rename"));
         assert!(complaint("POOL__CI_LINUX__FIXED_SIZE__X").contains("no fields"));

@@ -297,20 +297,20 @@ fn explain(
             let summary = format!("`{name}` must be {wanted}, and is {got}");
             let found = Diagnostic::error("wrong-type", summary);
             let is_duration = pattern_of(schema, error.schema_path().as_str()).contains("ms)");
-            at_value(match wrong_type_hint(&wanted, error.instance(), is_duration) {
-                Some(hint) => found.help(hint),
-                None => found,
-            })
+            let hint = wrong_type_hint(&wanted, error.instance(), is_duration);
+            at_value(found.help(hint.unwrap_or_else(|| what_it_is(schema, error, &name))))
         }
         ValidationErrorKind::Enum { options } => at_value(not_an_option(&name, error, options)),
-        ValidationErrorKind::Minimum { limit } => at_value(Diagnostic::error(
-            "out-of-range",
-            format!("`{name}` must be at least {limit}, and is {}", error.instance()),
-        )),
-        ValidationErrorKind::Maximum { limit } => at_value(Diagnostic::error(
-            "out-of-range",
-            format!("`{name}` must be at most {limit}, and is {}", error.instance()),
-        )),
+        ValidationErrorKind::Minimum { limit } => {
+            let summary = format!("`{name}` must be at least {limit}, and is {}", error.instance());
+            let found = Diagnostic::error("out-of-range", summary);
+            at_value(found.help(what_it_is(schema, error, &name)))
+        }
+        ValidationErrorKind::Maximum { limit } => {
+            let summary = format!("`{name}` must be at most {limit}, and is {}", error.instance());
+            let found = Diagnostic::error("out-of-range", summary);
+            at_value(found.help(what_it_is(schema, error, &name)))
+        }
         ValidationErrorKind::Pattern { .. } => {
             let example = example(schema, error.schema_path().as_str());
             let summary = format!("`{name}` cannot be {}", error.instance());
@@ -329,7 +329,10 @@ fn explain(
                 .help("write a text, `{from_env: NAME}` or `{from_file: PATH}`"),
             )
         }
-        _ => at_value(Diagnostic::error("invalid", error.to_string())),
+        _ => {
+            let found = Diagnostic::error("invalid", error.to_string());
+            at_value(found.help(what_it_is(schema, error, &name)))
+        }
     }
 }
 
@@ -425,6 +428,26 @@ fn type_name(value: &Value) -> String {
         Value::String(text) => format!("the text {text:?}"),
         Value::Number(number) => format!("the number {number}"),
         Value::Bool(value) => format!("`{value}`"),
+    }
+}
+
+/// Says what a field is for: whoever gave it a value that it cannot have may have meant another one.
+fn what_it_is(schema: &Value, error: &ValidationError<'_>, name: &str) -> String {
+    let path = error.schema_path().as_str();
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let said = |key: &str| schema.pointer(parent)?.get(key);
+    let description = said("description").and_then(Value::as_str).unwrap_or_default();
+    let range = match (said("minimum"), said("maximum")) {
+        (Some(least), Some(most)) => format!("from {least} to {most}"),
+        (Some(least), None) => format!("{least} or more"),
+        (None, Some(most)) => format!("{most} or less"),
+        (None, None) => String::new(),
+    };
+    match (description.trim_end_matches('.'), range.as_str()) {
+        ("", "") => format!("`{name}` is described where its schema is from"),
+        ("", range) => format!("`{name}`: {range}"),
+        (description, "") => format!("`{name}`: {description}"),
+        (description, range) => format!("`{name}`: {description} ({range})"),
     }
 }
 

@@ -23,7 +23,7 @@ pub fn report_text(report: &Report, look: Look) -> String {
     }
     let more = report.diagnostics.len().saturating_sub(MOST);
     if more > 0 {
-        text.push_str(&format!("… and {more} more\n\n"));
+        text.push_str(&format!("... and {more} more\n\n"));
     }
     text
 }

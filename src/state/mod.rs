@@ -19,6 +19,7 @@
 //! | [`leases`]   | who has which worker                                           |
 //! | `offers`     | what pools offer to those who ask                               |
 //! | `providers`  | how providers are reached, and how much is asked of them          |
+//! | `names`      | what a person may mean who types a name                            |
 //! | `reader`     | reads beside the writer                                         |
 //! | `watch`      | what probes need to know, and what they found                    |
 //! | `event`      | who, when, why, from where to where                             |
@@ -37,6 +38,7 @@ mod load;
 mod lock;
 mod marks;
 mod moves;
+mod names;
 mod offers;
 mod open;
 mod providers;
@@ -52,6 +54,7 @@ pub use leases::{Ended, Granted, Lease, LeaseFilter, NoProbes, Renewed, Vouch};
 pub use lifecycle::{NewCreate, OpenedOperation, WorkerKey};
 pub use lock::PoolLock;
 pub use marks::{Mark, PoolSummary};
+pub use names::{Name, NamesOf, names};
 pub use open::WhenMissing;
 pub use watch::Watched;
 pub use writer::{BatchObserver, CommitFault, CommitFaults};

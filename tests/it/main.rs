@@ -26,6 +26,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
+mod completions;
 mod crash;
 mod desk;
 mod digests;
@@ -52,5 +53,6 @@ mod schema;
 mod serve;
 mod state;
 mod support;
+mod terminals;
 mod tidy;
 mod transcripts;

@@ -77,6 +77,11 @@ impl Sandbox {
         Self { folder: tempfile::tempdir().unwrap(), environment }
     }
 
+    /// The environment that commands have.
+    pub(crate) fn variables(&self) -> &BTreeMap<String, String> {
+        &self.environment
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }

@@ -212,10 +212,7 @@ fn the_readme_lists_every_field_and_every_exit_code() {
         };
         fields(settings, &format!("providers[{name}]"), &mut each);
     }
-    for line in pool::cli::Exit::HELP.lines().skip(1) {
-        let mut words = line.split_whitespace();
-        let code = words.next().unwrap();
-        let meaning = words.collect::<Vec<_>>().join(" ");
+    for (code, meaning) in pool::cli::Exit::MEANINGS {
         assert!(
             readme.contains(&format!("| {code} | {meaning} |")),
             "README lacks exit code {code}: {meaning}"

@@ -37,7 +37,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
 ];
 
 /// Where each foreign crate may be named.
-const HOMES: [(&str, &[&str]); 19] = [
+const HOMES: [(&str, &[&str]); 20] = [
     ("rusqlite", &["state"]),
     ("serde_yaml", &["config"]),
     ("granit_parser", &["config"]),
@@ -54,6 +54,7 @@ const HOMES: [(&str, &[&str]); 19] = [
     ("console", &["render", "main"]),
     ("indicatif", &["cli"]),
     ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
     ("reqwest", &["probe", "cli"]),
     ("procfs", &["state"]),

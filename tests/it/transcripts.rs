@@ -82,10 +82,80 @@ fn neutral_word(word: &str) -> String {
         "sim-TOKEN".to_owned()
     } else if bare.starts_with("e1-") && hex(&bare[3..]) {
         "DIGEST".to_owned()
+    } else if bare.split_once('-').is_some_and(|(number, nonce)| {
+        number.parse::<u64>().is_ok() && nonce.len() == 8 && hex(nonce)
+    }) {
+        "LEASE".to_owned()
     } else if bare.len() == 32 && hex(bare) {
         "DEPLOYMENT".to_owned()
     } else {
         return word.to_owned();
     };
     word.replace(bare, &neutral)
+}
+
+fn sessions() -> Vec<(PathBuf, String)> {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let folders = std::fs::read_dir(cases).unwrap().map(|entry| entry.unwrap().path());
+    let sessions = folders.map(|folder| folder.join("session.txt"));
+    sessions.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+/// The names of the commands below `command`, as its help lists them.
+fn commands_of(command: &[&str]) -> Vec<String> {
+    let mut words = command.to_vec();
+    words.push("--help");
+    let help = Sandbox::new().pool(&words).exits(0).stdout;
+    let Some((_, list)) = help.split_once("Commands:\n") else { return Vec::new() };
+    let lines = list.lines().take_while(|line| line.starts_with("  "));
+    // A description that goes on in the next line is indented further.
+    let names = lines
+        .filter(|line| !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_command_is_in_a_transcript() {
+    let all: String = sessions().into_iter().map(|(_, text)| text).collect();
+    let mut missing = Vec::new();
+    let top = commands_of(&[]);
+    assert!(top.len() >= 16, "{top:?}");
+    for command in top {
+        let inner = commands_of(&[&command]);
+        let mut whole: Vec<String> =
+            inner.iter().map(|inner| format!("pool {command} {inner}")).collect();
+        whole.push(format!("pool {command}"));
+        missing.extend(whole.into_iter().filter(|command| !all.contains(command.as_str())));
+    }
+    assert!(missing.is_empty(), "in no transcript: {missing:?}");
+}
+
+#[test]
+fn every_error_says_what_to_do() {
+    let tells = |text: &str| {
+        ["hint:", "help:", "tip:", "For more information", "run again"]
+            .iter()
+            .any(|word| text.contains(word))
+    };
+    for (path, text) in sessions() {
+        // What is cut on purpose may have lost its hint.
+        for run in text
+            .split("\n$ ")
+            .filter(|run| !run.lines().next().is_some_and(|it| it.contains("| head")))
+        {
+            let mut errors = run.split("\nerror").skip(1).peekable();
+            while let Some(error) = errors.next() {
+                // The count that ends a report is no error of its own.
+                let is_count = error.starts_with(": ") && error.contains(" in the configuration");
+                let is_one_of_several =
+                    errors.peek().is_some() && !error.contains("\n\n") && !error.starts_with('[');
+                assert!(
+                    is_count || is_one_of_several || tells(error),
+                    "{}: no hint in\n$ {run}\nfor\nerror{error}",
+                    path.display()
+                );
+            }
+        }
+    }
 }

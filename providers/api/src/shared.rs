@@ -9,8 +9,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+use tracing::{Level, debug, trace};
+
 use crate::error::ProviderError;
-use crate::identity::DeploymentId;
+use crate::identity::{DeploymentId, WorkerName};
 use crate::provider::{
     CreateRequest, DeleteRequest, Description, Heard, Listing, PageToken, ResetRequest,
     UpdateRequest, WorkerProvider, WorkerRef,
@@ -138,6 +141,30 @@ impl SharedProvider {
     pub fn behind(self, gate: Arc<dyn Gate>) -> Self {
         Self { gate: Some(gate), ..self }
     }
+
+    /// Makes a call, and logs what it came to: which, for whom, how long it took. Never what was sent, for there are
+    /// secrets in it.
+    async fn told<T>(
+        &self,
+        call: &str,
+        worker: Option<&WorkerName>,
+        answer: Answer<'_, T>,
+    ) -> Result<T, ProviderError> {
+        if !tracing::enabled!(Level::DEBUG) {
+            return answer.await;
+        }
+        let provider = self.provider.describe().kind;
+        let worker = worker.map(ToString::to_string);
+        trace!(%provider, call, worker, "asking");
+        let watch = Instant::now();
+        let outcome = answer.await;
+        let took_ms = watch.elapsed().as_secs_f64() * 1000.0;
+        match &outcome {
+            Ok(_) => debug!(%provider, call, worker, took_ms, "answered"),
+            Err(error) => debug!(%provider, call, worker, took_ms, %error, "failed"),
+        }
+        outcome
+    }
 }
 
 impl fmt::Debug for SharedProvider {
@@ -151,29 +178,29 @@ impl WorkerProvider for SharedProvider {
         self.provider.describe()
     }
     async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
-        self.provider.create(request).await
+        self.told("create", Some(&request.name), self.provider.create(request)).await
     }
     async fn list(
         &self,
         owner: &DeploymentId,
         page: Option<&PageToken>,
     ) -> Result<Listing, ProviderError> {
-        self.provider.list(owner, page).await
+        self.told("list", None, self.provider.list(owner, page)).await
     }
     async fn get(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
-        self.provider.get(worker).await
+        self.told("get", Some(&worker.name), self.provider.get(worker)).await
     }
     async fn update(&self, request: &UpdateRequest) -> Result<ObservedWorker, ProviderError> {
-        self.provider.update(request).await
+        self.told("update", Some(&request.worker.name), self.provider.update(request)).await
     }
     async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
-        self.provider.delete(request).await
+        self.told("delete", Some(&request.worker.name), self.provider.delete(request)).await
     }
     async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
-        self.provider.probe(worker).await
+        self.told("probe", Some(&worker.name), self.provider.probe(worker)).await
     }
     async fn reset(&self, request: &ResetRequest) -> Result<ObservedWorker, ProviderError> {
-        self.provider.reset(request).await
+        self.told("reset", Some(&request.worker.name), self.provider.reset(request)).await
     }
     /// Waits until one call may be made; the turn is held until the call has answered.
     async fn turn(&self, call: Call) -> Turn {
