@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use console::Term;
 use pool::cli::{self, World};
 use pool::clock::{Clock, Entropy};
 
@@ -43,9 +44,14 @@ fn main() -> ExitCode {
         stdin_is_terminal: std::io::stdin().is_terminal(),
         stdout_is_terminal: std::io::stdout().is_terminal(),
         stderr_is_terminal: std::io::stderr().is_terminal(),
-        width: console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns)),
+        width: columns(&Term::stdout()),
+        error_width: columns(&Term::stderr()),
         clock: Clock::system(),
         entropy: Entropy::system(),
     };
     cli::run(world).into()
+}
+
+fn columns(terminal: &Term) -> Option<usize> {
+    terminal.size_checked().map(|(_, columns)| usize::from(columns))
 }

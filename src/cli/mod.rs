@@ -68,8 +68,10 @@ pub struct World {
     pub stdout_is_terminal: bool,
     /// Whether a person reads messages.
     pub stderr_is_terminal: bool,
-    /// The terminal's columns.
+    /// The columns of the terminal that data goes to.
     pub width: Option<usize>,
+    /// The columns of the terminal that messages go to.
+    pub error_width: Option<usize>,
     /// Tells the time.
     pub clock: Clock,
     /// Gives random bytes.
@@ -190,7 +192,7 @@ pub fn run(mut world: World) -> Exit {
 fn usage(error: &clap::Error, world: &World) -> Exit {
     let colour = coloured(Colour::Auto, world, world.stderr_is_terminal);
     let text = if colour { error.render().ansi().to_string() } else { error.render().to_string() };
-    let look = Look { colour, width: world.width.unwrap_or(80) };
+    let look = Look { colour, width: world.error_width.unwrap_or(80) };
     let printer = Printer::new(look, look, false);
     if error.use_stderr() {
         printer.error(&text);
@@ -263,9 +265,12 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, CliError>
 
 fn printer(global: &GlobalArgs, world: &World) -> Printer {
     let wanted = if global.no_color { Colour::Never } else { global.color };
-    let width = world.width.unwrap_or(100);
-    let look = |is_terminal| Look { colour: coloured(wanted, world, is_terminal), width };
-    Printer::new(look(world.stdout_is_terminal), look(world.stderr_is_terminal), global.quiet)
+    let look = |is_terminal, width: Option<usize>| Look {
+        colour: coloured(wanted, world, is_terminal),
+        width: width.unwrap_or(100),
+    };
+    let look_of_data = look(world.stdout_is_terminal, world.width);
+    Printer::new(look_of_data, look(world.stderr_is_terminal, world.error_width), global.quiet)
 }
 
 /// Flag, then NO_COLOR (no-color.org), then CLICOLOR_FORCE, then the terminal.

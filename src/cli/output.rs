@@ -4,10 +4,26 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use indicatif::ProgressBar;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::render::Look;
+
+/// Back to the beginning of a line, which is empty then.
+const REWIND: &str = "\r\u{1b}[2K";
+
+/// What stands on the terminal's last line.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Bar {
+    #[default]
+    None,
+    Shown(String),
+    Over,
+}
+
+fn say(text: &str) {
+    let mut out = io::stderr().lock();
+    let _nobody_reads = out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err();
+}
 
 /// Writes to standard output and standard error.
 #[derive(Debug, Clone)]
@@ -20,8 +36,8 @@ pub(crate) struct Printer {
     pub(crate) quiet: bool,
     /// Why data could not be written, if it could not.
     failure: Arc<OnceLock<String>>,
-    /// What stands on the terminal's last line.
-    bar: Arc<Mutex<Option<ProgressBar>>>,
+    /// How a run goes, as long as it does.
+    bar: Arc<Mutex<Bar>>,
 }
 
 impl Printer {
@@ -35,31 +51,39 @@ impl Printer {
         Self { look, error_look, quiet, failure: Arc::default(), bar: Arc::default() }
     }
 
-    /// Keeps `bar` on the terminal's last line from now on.
-    pub(crate) fn begin_bar(&self, bar: ProgressBar) {
-        *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
-    }
-
-    /// Has the bar say something else. One that was taken off stays off, whoever still has something to say.
-    pub(crate) fn redraw_bar(&self, text: String) {
-        if let Some(bar) = &*self.bar.lock().unwrap_or_else(PoisonError::into_inner) {
-            bar.set_message(text);
-            bar.tick();
+    /// Shows `text` on the terminal's last line, in place of what it said before.
+    pub(crate) fn show_bar(&self, text: String) {
+        let mut bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        if *bar != Bar::Over {
+            say(&format!("{REWIND}{text}"));
+            *bar = Bar::Shown(text);
         }
     }
 
     /// Takes the bar off the terminal.
+    pub(crate) fn clear_bar(&self) {
+        self.replace_bar(Bar::None);
+    }
+
+    /// Takes the bar off the terminal for good, whoever still has something to say.
     pub(crate) fn end_bar(&self) {
-        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            bar.finish_and_clear();
+        self.replace_bar(Bar::Over);
+    }
+
+    fn replace_bar(&self, next: Bar) {
+        let mut bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Bar::Shown(_) = std::mem::replace(&mut *bar, next) {
+            say(REWIND);
         }
     }
 
     fn beside_bar<T>(&self, write: impl FnOnce() -> T) -> T {
-        match &*self.bar.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(bar) => bar.suspend(write),
-            None => write(),
-        }
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        let Bar::Shown(text) = &*bar else { return write() };
+        say(REWIND);
+        let written = write();
+        say(text);
+        written
     }
 
     /// Writes data.
@@ -100,9 +124,7 @@ impl Printer {
 
     /// Writes what went wrong.
     pub(crate) fn error(&self, text: &str) {
-        self.beside_bar(|| {
-            let _nobody_reads = io::stderr().lock().write_all(text.as_bytes()).is_err();
-        });
+        self.beside_bar(|| say(text));
     }
 }
 

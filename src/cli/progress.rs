@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -20,6 +19,9 @@ use crate::render::{self, Progress};
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How often a terminal is redrawn.
 const REDRAW: Duration = Duration::from_millis(100);
+
+/// What turns before the bar: what every locale's terminal can show.
+const HANDS: [char; 4] = ['|', '/', '-', '\\'];
 
 /// Columns of the terminal that the bar leaves free, its spinner included.
 const SPARE: usize = 6;
@@ -41,14 +43,12 @@ impl Display {
         let is_build = context.world.environment.get("CI").is_some_and(|ci| ci != "false");
         let is_looked_at = context.world.stderr_is_terminal && !is_build;
         let has_bar = is_looked_at && !context.printer.quiet && !json;
-        if has_bar {
-            context.printer.begin_bar(progress_bar());
-        }
         let screen = Screen {
             printer: context.printer.clone(),
             clock: context.world.clock.clone(),
             json,
             has_bar,
+            turn: 0,
             progress: Progress::of(plan),
         };
         (Self { task: tokio::spawn(screen.run(receiver)) }, observer)
@@ -61,19 +61,13 @@ impl Display {
     }
 }
 
-fn progress_bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{spinner} {msg}");
-    // What every locale's terminal can show.
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()).tick_chars("|/-\\ "));
-    bar
-}
-
 struct Screen {
     printer: Printer,
     clock: Clock,
     json: bool,
     has_bar: bool,
+    /// How often the bar was drawn.
+    turn: usize,
     progress: Progress,
 }
 
@@ -92,7 +86,7 @@ impl Screen {
                 _ = tick.tick() => self.tick(watch.elapsed()),
             }
         }
-        self.printer.end_bar();
+        self.printer.clear_bar();
     }
 
     fn event(&mut self, event: &ApplyEvent) {
@@ -114,12 +108,15 @@ impl Screen {
         }
     }
 
-    fn tick(&self, elapsed: Duration) {
+    fn tick(&mut self, elapsed: Duration) {
         let text = self.progress.text(elapsed);
         if self.has_bar {
+            self.turn += 1;
+            let hand = HANDS[self.turn % HANDS.len()];
             // With room for the ^C that a terminal shows: beyond its edge it would begin another line.
             let room = self.printer.error_look.width.saturating_sub(SPARE);
-            self.printer.redraw_bar(text.chars().take(room).collect());
+            let text: String = text.chars().take(room).collect();
+            self.printer.show_bar(format!("{hand} {text}"));
         } else if !self.json {
             self.printer.note(&text);
         }

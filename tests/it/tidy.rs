@@ -37,7 +37,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
 ];
 
 /// Where each foreign crate may be named.
-const HOMES: [(&str, &[&str]); 20] = [
+const HOMES: [(&str, &[&str]); 19] = [
     ("rusqlite", &["state"]),
     ("serde_yaml", &["config"]),
     ("granit_parser", &["config"]),
@@ -52,7 +52,6 @@ const HOMES: [(&str, &[&str]); 20] = [
     ("annotate_snippets", &["render"]),
     ("similar", &["render"]),
     ("console", &["render", "main"]),
-    ("indicatif", &["cli"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
