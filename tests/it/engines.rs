@@ -328,6 +328,22 @@ fn pulls(ground: &Ground) {
 }
 
 #[test]
+fn what_an_engine_is_sent_is_in_no_log() {
+    let Some(Ground::Docker(host)) = Ground::engine("POOL_TEST_DOCKER") else { return };
+    let mut sandbox = Sandbox::new();
+    sandbox.set("DOCKER_HOST", &host);
+    sandbox.set("TOKEN", "not-for-any-log");
+    sandbox.write(
+        "ci.yaml",
+        "pool_id: quiet\nworker_type: container\nfixed_size: 1\nworker_config: {image: 'pool-test:1', cpu_cores: 1, \
+         memory_mb: 64, environment: {T: {from_env: TOKEN}}}\n",
+    );
+    let applied = sandbox.pool(&["apply", "ci.yaml", "--auto-approve", "-vvv"]).exits(0);
+    sandbox.pool(&["destroy", "--auto-approve", "-q"]).exits(0);
+    assert!(applied.stderr.contains("call=\"create\""), "{}", applied.stderr);
+    assert!(!applied.stderr.contains("not-for-any-log"), "{}", applied.stderr);
+}
+#[test]
 fn dockerd_pulls_with_the_credentials_of_docker_login_and_tells_how_it_goes() {
     if let Some(ground) = Ground::engine("POOL_TEST_DOCKER") {
         pulls(&ground);
