@@ -26,6 +26,11 @@ command -v wget >/dev/null || need+=(wget)
 command -v jq >/dev/null || need+=(jq)
 command -v flock >/dev/null || need+=(util-linux)
 # Language servers and validators, by which editors and pipelines read the schema.
+# Shells that complete, and the programs that the unit and the alert rules are for.
+command -v zsh >/dev/null || need+=(zsh)
+command -v fish >/dev/null || need+=(fish)
+command -v systemd-analyze >/dev/null || need+=(systemd)
+command -v promtool >/dev/null || need+=(prometheus)
 command -v git >/dev/null || need+=(git)
 command -v node >/dev/null || need+=(nodejs)
 command -v npm >/dev/null || need+=(npm)

@@ -9,12 +9,15 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use crate::pool::Watcher;
 use crate::pool::desk::Waiting;
 use crate::state::{Ended, PoolSummary};
 use crate::worker::{Phase, PoolId};
+
+/// What all names begin with.
+pub const PREFIX: &str = "pool";
 
 /// Upper bounds in seconds: leases are promised within 10 ms.
 const LATENCIES: [f64; 12] =
@@ -61,9 +64,42 @@ struct OfError {
 type Histograms = Family<OfPool, Histogram, fn() -> Histogram>;
 type Share = Gauge<f64, AtomicU64>;
 
+/// What is to be known of a metric.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its name after [`PREFIX`], without `_total` for counters and what else Prometheus adds.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: String,
+    /// The names of its labels, with commas between them.
+    pub labels: &'static str,
+    /// What it measures.
+    pub help: &'static str,
+}
+
+/// A registry that remembers what is in it: the other one keeps that to itself until something was measured.
+struct DescribedRegistry {
+    inner: Registry,
+    described: Vec<Described>,
+}
+
+impl DescribedRegistry {
+    fn add(
+        &mut self,
+        name: &'static str,
+        labels: &'static str,
+        help: &'static str,
+        metric: impl Metric,
+    ) {
+        let kind = metric.metric_type().as_str().to_owned();
+        self.described.push(Described { name, kind, labels, help });
+        self.inner.register(name, help, metric);
+    }
+}
+
 /// Everything that is measured.
 pub struct Metrics {
-    registry: Registry,
+    registry: DescribedRegistry,
     workers: Family<OfPhase, Gauge>,
     availability: Family<OfPool, Share>,
     overdue: Family<OfPool, Gauge>,
@@ -99,7 +135,10 @@ fn latencies() -> Histogram {
 impl Default for Metrics {
     fn default() -> Self {
         let mut this = Self {
-            registry: Registry::with_prefix("pool"),
+            registry: DescribedRegistry {
+                inner: Registry::with_prefix(PREFIX),
+                described: Vec::new(),
+            },
             workers: Family::default(),
             availability: Family::default(),
             overdue: Family::default(),
@@ -129,40 +168,45 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
-        r.register("workers", "Workers by phase", self.workers.clone());
+        let help = "Workers by phase";
+        r.add("workers", "pool, phase", help, self.workers.clone());
         let help = "Ready workers as a share of fixed_size";
-        r.register("availability_ratio", help, self.availability.clone());
+        r.add("availability_ratio", "pool", help, self.availability.clone());
         let help = "Workers that are in their phase for longer than they should be";
-        r.register("workers_overdue", help, self.overdue.clone());
-        r.register("leases_open", "Open leases", self.leased.clone());
-        r.register("queue_length", "Requests that wait for workers", self.waiting.clone());
+        r.add("workers_overdue", "pool", help, self.overdue.clone());
+        r.add("leases_open", "pool", "Open leases", self.leased.clone());
+        r.add("queue_length", "pool", "Requests that wait for workers", self.waiting.clone());
         let help = "For how long the first request has waited";
-        r.register("queue_oldest_wait_seconds", help, self.oldest.clone());
+        r.add("queue_oldest_wait_seconds", "pool", help, self.oldest.clone());
         let help = "From a request for workers to its leases, waiting included";
-        r.register("lease_latency_seconds", help, self.granted.clone());
+        r.add("lease_latency_seconds", "pool", help, self.granted.clone());
         let help = "Waiting in the line alone, of those requests that had to";
-        r.register("queue_wait_seconds", help, self.queued.clone());
-        r.register("leases_ended", "Leases by how they ended", self.ended.clone());
+        r.add("queue_wait_seconds", "pool", help, self.queued.clone());
+        let help = "Leases by how they ended";
+        r.add("leases_ended", "pool, reason", help, self.ended.clone());
         let help = "Attempts to create a worker";
-        r.register("provisioning_attempts", help, self.provisioning_attempts.clone());
+        r.add("provisioning_attempts", "pool", help, self.provisioning_attempts.clone());
         let help = "Workers that came and passed their health check";
-        r.register("provisioning_successes", help, self.provisioning_successes.clone());
-        r.register("probes", "Health probes by result", self.probes.clone());
-        r.register(
-            "replacements",
-            "Workers that were replaced, by reason",
-            self.replacements.clone(),
-        );
+        r.add("provisioning_successes", "pool", help, self.provisioning_successes.clone());
+        r.add("probes", "pool, result", "Health probes by result", self.probes.clone());
+        let help = "Workers that were replaced, by reason";
+        r.add("replacements", "pool, reason", help, self.replacements.clone());
         let help = "1 while too many workers are unhealthy for any to be replaced";
-        r.register("remediation_stopped", help, self.stopped.clone());
-        r.register("provider_calls", "Calls of providers", self.calls.clone());
-        r.register("provider_errors", "Calls that failed, by error", self.call_errors.clone());
-        r.register("batch_size", "Changes in one transaction", self.batches.clone());
-        r.register("state_log_bytes", "Size of the write-ahead log", self.log_bytes.clone());
+        r.add("remediation_stopped", "pool", help, self.stopped.clone());
+        r.add("provider_calls", "provider, call", "Calls of providers", self.calls.clone());
+        let help = "Calls that failed, by error";
+        r.add("provider_errors", "provider, call, code", help, self.call_errors.clone());
+        r.add("batch_size", "", "Changes in one transaction", self.batches.clone());
+        r.add("state_log_bytes", "", "Size of the write-ahead log", self.log_bytes.clone());
         let help = "Config files that were changed and refused";
-        r.register("config_reload_failures", help, self.reload_failures.clone());
+        r.add("config_reload_failures", "", help, self.reload_failures.clone());
         let help = "1 while the server does not do as its files say";
-        r.register("config_refused", help, self.refused.clone());
+        r.add("config_refused", "", help, self.refused.clone());
+    }
+
+    /// Returns everything that is measured, whether or not there was anything to measure yet.
+    pub fn described(&self) -> &[Described] {
+        &self.registry.described
     }
 
     /// Writes everything, with the pools as they are now.
@@ -199,7 +243,8 @@ impl Metrics {
         self.log_bytes.set(i64::try_from(log_bytes).unwrap_or(i64::MAX));
         let mut text = String::new();
         // Writing to a string does not fail.
-        let _written = prometheus_client::encoding::text::encode(&mut text, &self.registry).is_ok();
+        let _written =
+            prometheus_client::encoding::text::encode(&mut text, &self.registry.inner).is_ok();
         text
     }
 

@@ -25,6 +25,12 @@ enum Ground {
     Exec(&'static str, tempfile::TempDir),
 }
 
+/// Says that a test was not run, and what it needs. Not by a macro: the test runner would keep it to itself.
+pub(crate) fn not_run(needs: &str) {
+    let told = format!("NOT RUN: needs {needs}\n");
+    std::io::stderr().write_all(told.as_bytes()).unwrap();
+}
+
 /// A worker as the outside sees it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Seen {
@@ -41,9 +47,7 @@ impl Ground {
             return Some(Self::Docker(host));
         }
         assert!(asked_for("POOL_TEST_ENGINES").is_none(), "{variable} is not set");
-        // Not by a macro: the test runner would keep it to itself.
-        let told = format!("NOT RUN: needs an engine; {variable} is not set\n");
-        std::io::stderr().write_all(told.as_bytes()).unwrap();
+        not_run(&format!("an engine; {variable} is not set"));
         None
     }
 
@@ -53,8 +57,7 @@ impl Ground {
             return Some(Self::Exec(file, tempfile::tempdir().unwrap()));
         }
         assert!(asked_for("POOL_TEST_ENGINES").is_none(), "{needs} is not installed");
-        let told = format!("NOT RUN: needs {needs}\n");
-        std::io::stderr().write_all(told.as_bytes()).unwrap();
+        not_run(needs);
         None
     }
 

@@ -28,6 +28,7 @@
 mod api;
 mod completions;
 mod crash;
+mod deploying;
 mod desk;
 mod digests;
 mod docs;

@@ -4,13 +4,13 @@
 //! the definitions.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use crate::editors::{checker, installed, modules};
+use crate::engines::not_run;
 use crate::sandbox::{Sandbox, asked_for};
 
 fn root() -> &'static Path {
@@ -27,8 +27,7 @@ pub(crate) fn has(programs: &[&str]) -> bool {
     for program in programs {
         if !Command::new(program).arg("--version").output().is_ok_and(|ran| ran.status.success()) {
             assert!(asked_for("POOL_TEST_EDITORS").is_none(), "{program} is not installed");
-            let told = format!("NOT RUN: needs {program}\n");
-            std::io::stderr().write_all(told.as_bytes()).unwrap();
+            not_run(program);
             return false;
         }
     }
