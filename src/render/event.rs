@@ -149,7 +149,41 @@ pub fn diagnostic_events(diagnostics: &[(String, String)], at: Timestamp) -> Vec
     diagnostics.iter().map(event).collect()
 }
 
+/// The lines of `apply --json` by their `type`, what each means, and what it has beside what all have.
+pub const LINE_TYPES: [(&str, &str, &str); 8] = [
+    ("version", "Who speaks; the first line.", "`pool`, `ui`"),
+    (
+        "planned_change",
+        "A step of the plan.",
+        "`change.resource`, `change.action`, `change.reason`",
+    ),
+    (
+        "change_summary",
+        "The plan in numbers, and in the end what came of it.",
+        "`changes.add`, `changes.change`, `changes.remove`, `changes.operation`: `plan`, `apply` or `destroy`",
+    ),
+    (
+        "apply_start",
+        "A step begins.",
+        "`hook.resource`, `hook.action`, `hook.reason`, `hook.worker`, as in all below",
+    ),
+    (
+        "apply_progress",
+        "How it goes: an attempt failed and another one follows, a job is waited for, or the provider says something.",
+        "`hook.attempt`, `hook.error`, `hook.retry_in_seconds`; `hook.waits_for`, `hook.holder`, `hook.until`; `hook.found`",
+    ),
+    ("apply_complete", "A step is done.", "`hook.id_key`, `hook.id_value`, `hook.elapsed_seconds`"),
+    ("apply_errored", "A step failed.", "`hook.error`, `hook.elapsed_seconds`"),
+    (
+        "diagnostic",
+        "An error that is not a step's.",
+        "`diagnostic.severity`, `diagnostic.summary`, `diagnostic.detail`",
+    ),
+];
+
 fn line(kind: &str, level: &str, message: &str, at: Timestamp) -> Value {
+    let is_known = LINE_TYPES.iter().any(|(known, ..)| *known == kind);
+    debug_assert!(is_known, "a line that nobody was told of: {kind}");
     json!({
         "@level": level,
         "@message": message,

@@ -20,8 +20,8 @@ pub use diagnostic::{report_json, report_text};
 pub use editor::{Editor, editor_settings};
 pub use effects::difference_text;
 pub use event::{
-    Progress, apply_summary_json, apply_summary_text, diagnostic_events, event_json, event_text,
-    plan_events,
+    LINE_TYPES, Progress, apply_summary_json, apply_summary_text, diagnostic_events, event_json,
+    event_text, plan_events,
 };
 pub use findings::{report_github, report_gitlab, report_sarif};
 pub use look::Look;

@@ -39,8 +39,8 @@ pub(super) async fn ready(
         pools.insert(summary.pool.to_string(), entry);
     }
     let config_error = served.keeper.config_error();
-    // With files that could never be applied there is nothing to lease.
-    all &= !(pools.is_empty() && config_error.is_some());
+    // With files that were not applied yet, or never could be, there is nothing to lease.
+    all &= !(pools.is_empty() && (config_error.is_some() || served.keeper.awaits_files()));
     let status = if all { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let word = if all {
         "ready"

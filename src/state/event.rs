@@ -32,6 +32,38 @@ pub struct Event {
     pub to_phase: Option<String>,
 }
 
+/// What can happen, and what that means: every name that [`Event::kind`] has.
+pub const EVENT_KINDS: [(&str, &str); 19] = [
+    ("config_applied", "A pool's config was recorded as applied; `why` says where it comes from."),
+    ("pool_going", "The removal of a pool began."),
+    ("pool_removed", "A pool is gone, with all its workers."),
+    ("phase", "A worker went from `from_phase` to `to_phase`; a new one has no phase before."),
+    (
+        "outcome_unknown",
+        "A provider call was answered with nothing that counts; what became of it is looked into.",
+    ),
+    ("updated", "A worker was changed in place."),
+    ("update_failed", "A worker could not be changed in place."),
+    ("stray_deleted", "An object that bore our tag and stood in no record was deleted."),
+    ("probe_failed", "A worker's probe failed after one that passed: it gets no lease."),
+    ("probe_passed", "A worker's probe passed after one that failed."),
+    ("cordon", "Somebody decided that a worker gets no new lease."),
+    ("uncordon", "A worker may be leased again."),
+    ("drain", "A worker gets no new lease and is wanted without one."),
+    ("quarantine", "A worker was taken out of service and is kept for diagnosis."),
+    ("replace", "Somebody decided that another worker takes this one's place."),
+    ("lease_granted", "A job got a worker; `who` is the holder."),
+    (
+        "lease_ended",
+        "A job's lease ended; `why` ends with `ok`, `job_failed`, `infra_failed`, `expired` or `abandoned`.",
+    ),
+    (
+        "remediation_stopped",
+        "More workers are broken than `remediation.max_unhealthy`: none is replaced.",
+    ),
+    ("remediation_resumed", "Workers are replaced again."),
+];
+
 /// Which events are wanted.
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter {
@@ -56,6 +88,8 @@ pub(super) struct NewEvent<'a> {
 
 pub(super) fn write(connection: &Connection, event: &NewEvent<'_>) -> Result<(), JobError> {
     let (from, to) = event.phases;
+    let is_known = EVENT_KINDS.iter().any(|(kind, _)| *kind == event.kind);
+    debug_assert!(is_known, "an event that nobody was told of: {}", event.kind);
     connection
         .prepare_cached(
             "INSERT INTO event (at, pool, slot, generation, kind, who, why, from_phase, to_phase)

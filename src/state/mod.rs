@@ -47,7 +47,7 @@ mod watch;
 mod writer;
 
 pub use error::StateError;
-pub use event::{Event, EventFilter};
+pub use event::{EVENT_KINDS, Event, EventFilter};
 pub use healing::{Health, PoolVersions, Retention, Used};
 pub use holder::Holder;
 pub use leases::{Ended, Granted, Lease, LeaseFilter, NoProbes, Renewed, Vouch};

@@ -47,6 +47,7 @@ mod local;
 mod model;
 mod pipelines;
 mod reached;
+mod reference;
 mod reports;
 mod rolling;
 mod sandbox;

@@ -325,7 +325,9 @@ fn a_folder_is_followed_pools_come_and_go_and_guards_hold() {
     sandbox.write("pools/web.yaml", POOL);
     let other = POOL.replace("pool_id: web", "pool_id: api");
     let server = Server::start(&sandbox, &["pools"]);
-    wait_until("the override holds", || ready(&server) == ["web-0-1"]);
+    // Not before the files were applied: whoever waits for it wants to lease.
+    wait_until("it is ready", || server.call("GET", "/readyz", &Value::Null).0 == 200);
+    assert_eq!(ready(&server), ["web-0-1"], "and the override holds");
     sandbox.write("pools/api.yaml", &format!("{other}protect: true\n"));
     wait_until("a pool came", || ready(&server).len() == 4);
     // A protected pool is not removed because its file is.

@@ -61,7 +61,7 @@ fn replay(folder: &Path, session: &str) -> String {
 }
 
 /// Replaces what differs from run to run.
-fn neutral(text: &str) -> String {
+pub(crate) fn neutral(text: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let text = text.replace(&format!("pool {version}"), "pool VERSION");
     let mut neutral = String::new();

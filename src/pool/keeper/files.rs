@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -83,6 +84,7 @@ pub(super) async fn follow(keeper: Keeper, files: Files) {
             tracing::info!("the files are followed again");
         }
         keeper.set_config_error(error.clone());
+        keeper.awaits_files.store(false, Ordering::Release);
         first &= error.is_some();
         last_error = error;
         tokio::select! {
@@ -309,6 +311,7 @@ impl Keeper {
 
     /// Begins to follow files, until [`Keeper::close`].
     pub fn follow(&self, files: Files) {
+        self.awaits_files.store(true, Ordering::Release);
         tokio::spawn(follow(self.clone(), files));
     }
 }

@@ -13,6 +13,7 @@ mod recycle;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -99,6 +100,8 @@ pub struct Keeper {
     /// Pools of which every worker was probed once.
     probed: Arc<Mutex<BTreeSet<PoolId>>>,
     config_error: Arc<Mutex<Option<String>>>,
+    /// Whether there are files, and nobody knows yet what becomes of them.
+    awaits_files: Arc<AtomicBool>,
     recent: Arc<tokio::sync::Mutex<Recent>>,
     closing: Arc<signal::Sender<bool>>,
 }
@@ -136,6 +139,7 @@ impl Keeper {
             unseen: Arc::default(),
             probed: Arc::default(),
             config_error: Arc::default(),
+            awaits_files: Arc::default(),
             recent: Arc::default(),
             closing: Arc::new(signal::Sender::new(false)),
         }
@@ -188,6 +192,11 @@ impl Keeper {
     /// Returns why the server does not do as its files say, if it does not.
     pub fn config_error(&self) -> Option<String> {
         self.config_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns whether the server's files have yet to be applied, or refused, for the first time.
+    pub fn awaits_files(&self) -> bool {
+        self.awaits_files.load(Ordering::Acquire)
     }
 
     /// Returns what the pools come to, at most half a second old: whoever is refused asks again soon.
