@@ -4,11 +4,12 @@
 //! |------------------------------------------------|---------------------------------------------------|
 //! | of what broke: unhealthy, missing, failed       | a few at a time, each slot after its back-off; none when too much broke at once |
 //! | that would take a worker from a job              | when its lease has ended                          |
+//! | that undo what a narrowed run made              | not done: it was meant                             |
 //! | all others                                      | as planned                                        |
 //!
 //! Pure: reads no clock and no state. What it holds back is in the answer, with the reason.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -64,12 +65,13 @@ pub struct Remedy {
     pub again_at: Option<Timestamp>,
 }
 
-/// Narrows a plan to what a server may do now.
+/// Narrows a plan to what a server may do now; the workers of slots that are `ahead` of the applied config stay as they are.
 pub fn remedy(
     plan: &PoolPlan,
     config: &RemediationConfig,
     size: u32,
     tried: &BTreeMap<Slot, Tried>,
+    ahead: &BTreeSet<Slot>,
     now: Timestamp,
 ) -> Remedy {
     let broken = plan.steps.iter().filter(|step| is_broken(step.reason)).count();
@@ -80,7 +82,7 @@ pub fn remedy(
     let mut again_at: Option<Timestamp> = None;
     let mut steps = Vec::new();
     for step in &plan.steps {
-        if takes_from_a_job(step) {
+        if takes_from_a_job(step) || (changes_only(step.reason) && ahead.contains(&step.slot)) {
             continue;
         }
         if is_broken(step.reason) {
@@ -113,6 +115,11 @@ fn is_broken(reason: Reason) -> bool {
     )
 }
 
+/// Returns whether nothing is wrong with a step's worker but that it is another one.
+fn changes_only(reason: Reason) -> bool {
+    matches!(reason, Reason::ReplaceBecauseSpecChanged | Reason::UpdateBecauseChanged)
+}
+
 fn takes_from_a_job(step: &Step) -> bool {
     step.reap.iter().chain(&step.delete).any(|old| old.leased)
 }
@@ -137,7 +144,8 @@ mod tests {
                 (Slot(numbers[0]), Tried { tries: numbers[1], at: now - ago })
             })
             .collect();
-        let remedy = remedy(&plan.pools[0], config, size, &tried, now);
+        let ahead = BTreeSet::from([Slot(5)]);
+        let remedy = remedy(&plan.pools[0], config, size, &tried, &ahead, now);
         let slots = |slots: &mut dyn Iterator<Item = Slot>| {
             slots.map(|slot| slot.to_string()).collect::<Vec<_>>().join(",")
         };
@@ -189,6 +197,13 @@ mod tests {
             "0.1 recycling a until:{NOW} \n 1.1 recycling a until:2026-01-01T12:00:01Z \n 2.1 ready a"
         );
         check(3, &recycling, "", "begun [] others [0]");
+    }
+
+    #[test]
+    fn what_a_narrowed_run_made_is_not_undone_and_healed_all_the_same() {
+        let six = "0.1 ready a \n 1.1 ready a \n 2.1 ready a \n 3.1 ready a";
+        check(6, &format!("{six} \n 4.1 ready b \n 5.1 ready b"), "", "begun [] others [4]");
+        check(6, &format!("{six} \n 4.1 ready a \n 5.1 unhealthy b"), "", "begun [5] others []");
     }
 
     #[test]

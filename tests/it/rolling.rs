@@ -413,6 +413,37 @@ fn what_a_pipeline_applied_is_not_reverted() {
 }
 
 #[test]
+fn one_worker_that_is_tried_out_stays_until_the_others_follow() {
+    let (sandbox, server) = served(POOL);
+    wait_until("it is ready", || server.call("GET", "/readyz", &Value::Null).0 == 200);
+    sandbox.write("web.yaml", &changed(POOL));
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve", "--target", "web[0]"]).exits(0);
+    // A job has it and gives it back, and the server repairs another one: neither undoes it.
+    let lease = server.acquire("web");
+    assert_eq!(lease["worker"]["name"], "web-0-2");
+    release(&server, &lease);
+    kill_worker(&server, "web-1-1");
+    wait_until("another one is repaired", || ready(&server).contains(&"web-1-2".to_owned()));
+    assert_eq!(ready(&server), ["web-0-2", "web-1-2", "web-2-1"]);
+    let rest = sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0).stdout;
+    assert!(rest.contains("2 added, 0 changed, 2 destroyed"), "{rest}");
+}
+
+#[test]
+fn what_was_tried_out_is_taken_back_under_a_job_when_it_ends() {
+    let (sandbox, server) = served(&format!("{POOL}update: {{drain_timeout: 1s}}\n"));
+    wait_until("it is ready", || server.call("GET", "/readyz", &Value::Null).0 == 200);
+    let file = sandbox.read("web.yaml");
+    sandbox.write("web.yaml", &changed(&file));
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve", "--target", "web[0]"]).exits(0);
+    let lease = server.acquire("web");
+    sandbox.write("web.yaml", &file);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(5);
+    release(&server, &lease);
+    wait_until("the old config is back", || ready(&server) == ["web-0-3", "web-1-1", "web-2-1"]);
+}
+
+#[test]
 fn a_process_that_ends_is_replaced_though_nobody_probes_it_for_an_hour() {
     let sandbox = Sandbox::new();
     let rarely = format!("{POOL}health_check: {{interval: 1h, freshness: 2h}}\n");

@@ -250,7 +250,8 @@ async fn narrow(keeper: &Keeper, plan: &PoolPlan) -> Result<Remedy, PoolError> {
     let tried = keeper.store.tried(&plan.pool).await?;
     let config = plan.config.clone().map(|config| (config.remediation, config.fixed_size));
     let (remediation, size) = config.unwrap_or_default();
-    Ok(remedy(plan, &remediation, size, &tried, keeper.clock.now()))
+    let ahead = keeper.store.made_since(&plan.pool).await?;
+    Ok(remedy(plan, &remediation, size, &tried, &ahead, keeper.clock.now()))
 }
 
 /// Says how it went, and when to look again.

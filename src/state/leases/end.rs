@@ -132,7 +132,10 @@ fn after(worker: &LeasedWorker, offer: Option<&Offer>, ending: Ending, now: Time
     }
     let Some(offer) = offer else { return After::Heal };
     let age = Duration::try_from(now.duration_since(worker.created_at)).unwrap_or_default();
-    let outdated = offer.spec_hash.as_ref().is_some_and(|hash| *hash != worker.spec_hash);
+    let differs = offer.spec_hash.as_ref().is_some_and(|hash| *hash != worker.spec_hash);
+    // One that was made since is another one on purpose: a run that was narrowed to its slot tries something.
+    let is_ahead = worker.created_at > offer.applied_at && !worker.draining;
+    let outdated = differs && !is_ahead;
     let usage = Usage { uses: worker.uses, age, blames: worker.blames, outdated };
     match terms::after(ending, usage, &offer.config.leases) {
         // One that failed meanwhile, or that is wanted without a lease, is not ready for the next one.
