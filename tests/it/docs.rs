@@ -20,7 +20,7 @@ use crate::sandbox::{Sandbox, asked_for};
 use crate::transcripts::neutral;
 
 /// How long a page may take.
-const PATIENCE: &str = "40";
+const PATIENCE: &str = "120";
 
 fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")
