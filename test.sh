@@ -55,6 +55,10 @@ target/checkers/bin/pip install --quiet --disable-pip-version-check -r tests/edi
 # Built before the engines start: nobody waits for them meanwhile.
 cargo test --workspace --locked --no-run
 
+# As people install it, but for the profile.
+cargo install --path . --locked --debug --quiet --root target/installed --target-dir target --force
+target/installed/bin/pool version
+
 log=$(mktemp)
 engines=$(mktemp -d)
 trap 'rm -f "$log"; tests/engines.sh down "$engines" || true' EXIT
