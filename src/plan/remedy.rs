@@ -4,7 +4,7 @@
 //! |------------------------------------------------|---------------------------------------------------|
 //! | of what broke: unhealthy, missing, failed       | a few at a time, each slot after its back-off; none when too much broke at once |
 //! | that would take a worker from a job              | when its lease has ended                          |
-//! | that undo what a narrowed run made              | not done: it was meant                             |
+//! | that undo what a narrowed run tries out          | when the whole pool is applied                    |
 //! | all others                                      | as planned                                        |
 //!
 //! Pure: reads no clock and no state. What it holds back is in the answer, with the reason.
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use super::types::{PoolPlan, Reason, Step};
 use crate::config::RemediationConfig;
-use crate::worker::Slot;
+use crate::worker::{Generation, Slot};
 
 /// The longest pause between two replacements of a slot.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -65,13 +65,13 @@ pub struct Remedy {
     pub again_at: Option<Timestamp>,
 }
 
-/// Narrows a plan to what a server may do now; the workers of slots that are `ahead` of the applied config stay as they are.
+/// Narrows a plan to what a server may do now; workers that are tried out stay what they are.
 pub fn remedy(
     plan: &PoolPlan,
     config: &RemediationConfig,
     size: u32,
     tried: &BTreeMap<Slot, Tried>,
-    ahead: &BTreeSet<Slot>,
+    tried_out: &BTreeSet<(Slot, Generation)>,
     now: Timestamp,
 ) -> Remedy {
     let broken = plan.steps.iter().filter(|step| is_broken(step.reason)).count();
@@ -82,7 +82,7 @@ pub fn remedy(
     let mut again_at: Option<Timestamp> = None;
     let mut steps = Vec::new();
     for step in &plan.steps {
-        if takes_from_a_job(step) || (changes_only(step.reason) && ahead.contains(&step.slot)) {
+        if takes_from_a_job(step) || undoes_a_trial(step, tried_out) {
             continue;
         }
         if is_broken(step.reason) {
@@ -115,9 +115,12 @@ fn is_broken(reason: Reason) -> bool {
     )
 }
 
-/// Returns whether nothing is wrong with a step's worker but that it is another one.
-fn changes_only(reason: Reason) -> bool {
-    matches!(reason, Reason::ReplaceBecauseSpecChanged | Reason::UpdateBecauseChanged)
+/// Returns whether nothing is wrong with a step's worker but that it is another one, and it is that on purpose.
+fn undoes_a_trial(step: &Step, tried_out: &BTreeSet<(Slot, Generation)>) -> bool {
+    let is_change =
+        matches!(step.reason, Reason::ReplaceBecauseSpecChanged | Reason::UpdateBecauseChanged);
+    let mut old = step.update.iter().chain(&step.delete);
+    is_change && old.any(|old| tried_out.contains(&(step.slot, old.generation)))
 }
 
 fn takes_from_a_job(step: &Step) -> bool {
@@ -144,8 +147,8 @@ mod tests {
                 (Slot(numbers[0]), Tried { tries: numbers[1], at: now - ago })
             })
             .collect();
-        let ahead = BTreeSet::from([Slot(5)]);
-        let remedy = remedy(&plan.pools[0], config, size, &tried, &ahead, now);
+        let tried_out = BTreeSet::from([(Slot(5), Generation(2))]);
+        let remedy = remedy(&plan.pools[0], config, size, &tried, &tried_out, now);
         let slots = |slots: &mut dyn Iterator<Item = Slot>| {
             slots.map(|slot| slot.to_string()).collect::<Vec<_>>().join(",")
         };
@@ -200,10 +203,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_narrowed_run_made_is_not_undone_and_healed_all_the_same() {
+    fn what_is_tried_out_is_not_undone_and_healed_all_the_same() {
         let six = "0.1 ready a \n 1.1 ready a \n 2.1 ready a \n 3.1 ready a";
-        check(6, &format!("{six} \n 4.1 ready b \n 5.1 ready b"), "", "begun [] others [4]");
-        check(6, &format!("{six} \n 4.1 ready a \n 5.1 unhealthy b"), "", "begun [5] others []");
+        check(6, &format!("{six} \n 4.1 ready b \n 5.2 ready b"), "", "begun [] others [4]");
+        check(6, &format!("{six} \n 4.1 ready a \n 5.2 unhealthy b"), "", "begun [5] others []");
+        // Another worker of that slot is just outdated.
+        check(6, &format!("{six} \n 4.1 ready a \n 5.1 ready b"), "", "begun [] others [5]");
     }
 
     #[test]

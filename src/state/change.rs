@@ -156,6 +156,7 @@ impl Change<'_> {
             self.execute(sql, [self.pool()])?;
         }
         if changed > 0 {
+            self.end_trials()?;
             self.event(None, "config_applied", origin, (None, None))?;
         }
         Ok(())
@@ -324,6 +325,7 @@ impl Change<'_> {
                 attributes.unwrap_or_else(|| "{}".to_owned()),
             ),
         )?;
+        self.note_trial(key, &create.spec)?;
         self.event(Some(key), "phase", &create.why, (None, Some(phase)))
     }
 

@@ -3,7 +3,7 @@
 //! These changes need no lock on the pool: each is conditional on the phase that it leaves, and none makes
 //! a provider call. Replacing workers does, and needs the lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -206,23 +206,6 @@ impl Store {
                 let tried = Tried { tries: row.get(1)?, at: from_ms(row.get(2)?) };
                 Ok((Slot(row.get(0)?), tried))
             })?;
-            rows.collect::<Result<_, _>>().map_err(JobError::from)
-        })
-        .await
-    }
-
-    /// Returns the slots whose worker was made since the pool's config was applied, and is not to go.
-    ///
-    /// Where such a worker is another one than the config asks for, that is on purpose: a run that was narrowed to its
-    /// slot made it, and did not apply the config.
-    pub async fn made_since(&self, pool: &PoolId) -> Result<BTreeSet<Slot>, StateError> {
-        let pool = pool.clone();
-        self.read(move |connection| {
-            let sql = "SELECT slot FROM worker
-                       WHERE pool = ?1 AND phase <> 'deleted' AND draining = 0
-                         AND created_at > (SELECT applied_at FROM pool WHERE id = ?1)";
-            let mut statement = connection.prepare_cached(sql)?;
-            let rows = statement.query_map([pool.as_str()], |row| row.get(0).map(Slot))?;
             rows.collect::<Result<_, _>>().map_err(JobError::from)
         })
         .await

@@ -239,10 +239,12 @@ impl Store {
         self.change(lock, move |change| {
             change.close_open(key, "done", None)?;
             let secrets = change.secrets_of(key)?;
-            let spec = change.spec(&RecordedSpec { secrets, ..RecordedSpec::clone(&spec) })?;
+            let made = RecordedSpec { secrets, ..RecordedSpec::clone(&spec) };
+            let spec = change.spec(&made)?;
             let sql =
                 "UPDATE worker SET spec = ?4 WHERE pool = ?1 AND slot = ?2 AND generation = ?3";
             change.execute(sql, (change.pool(), key.slot.0, key.generation.0, spec))?;
+            change.note_trial(key, &made)?;
             change.event(Some(key), "updated", &why, (None, None))
         })
         .await

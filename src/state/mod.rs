@@ -21,6 +21,7 @@
 //! | `providers`  | how providers are reached, and how much is asked of them          |
 //! | `names`      | what a person may mean who types a name                            |
 //! | `reader`     | reads beside the writer                                         |
+//! | `trials`     | workers that are other ones than the config asks for, on purpose        |
 //! | `watch`      | what probes need to know, and what they found                    |
 //! | `event`      | who, when, why, from where to where                             |
 //!
@@ -43,6 +44,7 @@ mod offers;
 mod open;
 mod providers;
 mod reader;
+mod trials;
 mod watch;
 mod writer;
 

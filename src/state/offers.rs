@@ -7,11 +7,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::error::StateError;
-use super::load::from_ms;
 use super::writer::JobError;
 use crate::config::{HealthCheckKind, StaticPoolConfig};
 use crate::desired::Spec;
@@ -25,8 +23,6 @@ pub(super) struct Offer {
     /// What the applied config asks for.
     pub(super) spec: Arc<Spec>,
     pub(super) spec_hash: Option<String>,
-    /// When the config was applied.
-    pub(super) applied_at: Timestamp,
     version: i64,
 }
 
@@ -103,23 +99,16 @@ impl Offers {
         {
             return Ok(Arc::clone(known));
         }
-        let sql = "SELECT config, spec_hash, coalesce(applied_at, 0) FROM pool WHERE id = ?1";
-        let (text, spec_hash, applied_at): (String, Option<String>, i64) = connection
+        let sql = "SELECT config, spec_hash FROM pool WHERE id = ?1";
+        let (text, spec_hash): (String, Option<String>) = connection
             .prepare_cached(sql)?
-            .query_row([pool], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            .query_row([pool], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let broken =
             |error: &dyn std::fmt::Display| StateError::Conflict(format!("pool {pool}: {error}"));
         let config: StaticPoolConfig = serde_json::from_str(&text).map_err(|e| broken(&e))?;
         let spec = Spec::of(&config, None);
         let id = pool.parse().map_err(|e| broken(&e))?;
-        let offer = Arc::new(Offer {
-            pool: id,
-            config,
-            spec: Arc::new(spec),
-            spec_hash,
-            applied_at: from_ms(applied_at),
-            version,
-        });
+        let offer = Arc::new(Offer { pool: id, config, spec: Arc::new(spec), spec_hash, version });
         self.parsed().pools.insert(pool.to_owned(), Arc::clone(&offer));
         Ok(offer)
     }

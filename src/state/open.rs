@@ -37,6 +37,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, sql: include_str!("migrations/0001_initial.sql") },
     Migration { version: 2, sql: include_str!("migrations/0002_leases.sql") },
     Migration { version: 3, sql: include_str!("migrations/0003_providers.sql") },
+    Migration { version: 4, sql: include_str!("migrations/0004_trials.sql") },
 ];
 
 impl Migration {

@@ -58,3 +58,4 @@ mod support;
 mod terminals;
 mod tidy;
 mod transcripts;
+mod trials;

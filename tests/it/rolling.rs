@@ -8,7 +8,7 @@ use crate::sandbox::{Sandbox, pause, wait_until};
 use crate::serve::{POOL, Server};
 
 /// A pool that is applied and served.
-fn served(yaml: &str) -> (Sandbox, Server) {
+pub(crate) fn served(yaml: &str) -> (Sandbox, Server) {
     let sandbox = Sandbox::new();
     sandbox.write("web.yaml", yaml);
     sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
@@ -16,11 +16,11 @@ fn served(yaml: &str) -> (Sandbox, Server) {
     (sandbox, server)
 }
 
-fn workers(server: &Server) -> Vec<Value> {
+pub(crate) fn workers(server: &Server) -> Vec<Value> {
     server.get("/v1/workers")["workers"].as_array().unwrap().clone()
 }
 
-fn ready(server: &Server) -> Vec<String> {
+pub(crate) fn ready(server: &Server) -> Vec<String> {
     let all = workers(server);
     let ready = all.iter().filter(|worker| worker["phase"] == "ready");
     ready.map(|worker| worker["name"].as_str().unwrap().to_owned()).collect()
@@ -32,21 +32,21 @@ fn is_running(lease: &Value) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-fn kill_worker(server: &Server, name: &str) {
+pub(crate) fn kill_worker(server: &Server, name: &str) {
     let worker = workers(server).into_iter().find(|worker| worker["name"] == name).unwrap();
     let pid = worker["attributes"]["pid"].as_str().unwrap().parse().unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
-fn release(server: &Server, lease: &Value) {
+pub(crate) fn release(server: &Server, lease: &Value) {
     let path = format!("/v1/leases/{}", lease["id"].as_str().unwrap());
     assert_eq!(server.call("DELETE", &path, &Value::Null).0, 204);
 }
 
 const NEW: &str = "infinity, '0']";
 
-fn changed(yaml: &str) -> String {
+pub(crate) fn changed(yaml: &str) -> String {
     yaml.replace("infinity]", NEW)
 }
 
@@ -410,37 +410,6 @@ fn what_a_pipeline_applied_is_not_reverted() {
     // A change of the file is somebody's will.
     sandbox.write("web.yaml", &POOL.replace("fixed_size: 3", "fixed_size: 2"));
     wait_until("it is applied", || ready(&server).len() == 2 && error(&server) == Value::Null);
-}
-
-#[test]
-fn one_worker_that_is_tried_out_stays_until_the_others_follow() {
-    let (sandbox, server) = served(POOL);
-    wait_until("it is ready", || server.call("GET", "/readyz", &Value::Null).0 == 200);
-    sandbox.write("web.yaml", &changed(POOL));
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve", "--target", "web[0]"]).exits(0);
-    // A job has it and gives it back, and the server repairs another one: neither undoes it.
-    let lease = server.acquire("web");
-    assert_eq!(lease["worker"]["name"], "web-0-2");
-    release(&server, &lease);
-    kill_worker(&server, "web-1-1");
-    wait_until("another one is repaired", || ready(&server).contains(&"web-1-2".to_owned()));
-    assert_eq!(ready(&server), ["web-0-2", "web-1-2", "web-2-1"]);
-    let rest = sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0).stdout;
-    assert!(rest.contains("2 added, 0 changed, 2 destroyed"), "{rest}");
-}
-
-#[test]
-fn what_was_tried_out_is_taken_back_under_a_job_when_it_ends() {
-    let (sandbox, server) = served(&format!("{POOL}update: {{drain_timeout: 1s}}\n"));
-    wait_until("it is ready", || server.call("GET", "/readyz", &Value::Null).0 == 200);
-    let file = sandbox.read("web.yaml");
-    sandbox.write("web.yaml", &changed(&file));
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve", "--target", "web[0]"]).exits(0);
-    let lease = server.acquire("web");
-    sandbox.write("web.yaml", &file);
-    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(5);
-    release(&server, &lease);
-    wait_until("the old config is back", || ready(&server) == ["web-0-3", "web-1-1", "web-2-1"]);
 }
 
 #[test]

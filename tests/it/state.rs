@@ -88,7 +88,7 @@ fn something_else_is_refused() {
 fn a_newer_state_is_refused() {
     let sandbox = applied();
     database(&sandbox).pragma_update(None, "user_version", 99).unwrap();
-    refused(&sandbox, "has schema version 99; this pool knows up to 3");
+    refused(&sandbox, "has schema version 99; this pool knows up to 4");
 }
 
 #[test]

@@ -250,8 +250,11 @@ async fn narrow(keeper: &Keeper, plan: &PoolPlan) -> Result<Remedy, PoolError> {
     let tried = keeper.store.tried(&plan.pool).await?;
     let config = plan.config.clone().map(|config| (config.remediation, config.fixed_size));
     let (remediation, size) = config.unwrap_or_default();
-    let ahead = keeper.store.made_since(&plan.pool).await?;
-    Ok(remedy(plan, &remediation, size, &tried, &ahead, keeper.clock.now()))
+    let tried_out = keeper.store.tried_out(&plan.pool).await?;
+    if !tried_out.is_empty() {
+        tracing::debug!(pool = %plan.pool, ?tried_out, "workers that are tried out stay what they are");
+    }
+    Ok(remedy(plan, &remediation, size, &tried, &tried_out, keeper.clock.now()))
 }
 
 /// Says how it went, and when to look again.

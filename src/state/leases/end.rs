@@ -54,6 +54,8 @@ struct LeasedWorker {
     phase: Phase,
     draining: bool,
     retired: bool,
+    /// Another one than the config asks for on purpose; no longer, once an update wants it gone.
+    tried_out: bool,
     uses: u32,
     blames: u32,
     created_at: Timestamp,
@@ -62,7 +64,7 @@ struct LeasedWorker {
 
 fn leased_worker(connection: &Connection, row: i64) -> Result<Option<LeasedWorker>, JobError> {
     let sql = "SELECT phase, draining, uses, blames, created_at, spec.hash,
-                   retired IS NOT NULL
+                   retired IS NOT NULL, tried_out = 1 AND draining <> 2
                FROM worker JOIN spec ON spec.id = worker.spec WHERE worker.id = ?1";
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([row])?;
@@ -76,6 +78,7 @@ fn leased_worker(connection: &Connection, row: i64) -> Result<Option<LeasedWorke
         created_at: from_ms(row.get(4)?),
         spec_hash: row.get(5)?,
         retired: row.get(6)?,
+        tried_out: row.get(7)?,
     }))
 }
 
@@ -133,9 +136,7 @@ fn after(worker: &LeasedWorker, offer: Option<&Offer>, ending: Ending, now: Time
     let Some(offer) = offer else { return After::Heal };
     let age = Duration::try_from(now.duration_since(worker.created_at)).unwrap_or_default();
     let differs = offer.spec_hash.as_ref().is_some_and(|hash| *hash != worker.spec_hash);
-    // One that was made since is another one on purpose: a run that was narrowed to its slot tries something.
-    let is_ahead = worker.created_at > offer.applied_at && !worker.draining;
-    let outdated = differs && !is_ahead;
+    let outdated = differs && !worker.tried_out;
     let usage = Usage { uses: worker.uses, age, blames: worker.blames, outdated };
     match terms::after(ending, usage, &offer.config.leases) {
         // One that failed meanwhile, or that is wanted without a lease, is not ready for the next one.
