@@ -2,7 +2,7 @@
 # and die with the container.
 #
 #   docker build -t pool .
-#   docker run -d --name pool --network host -v pool-state:/var/lib/pool -v "$PWD/pools:/etc/pool:ro" \
+#   docker run -d --init --name pool --network host -v pool-state:/var/lib/pool -v "$PWD/pools:/etc/pool:ro" \
 #     -v /var/run/docker.sock:/var/run/docker.sock --group-add "$(stat -c %g /var/run/docker.sock)" pool
 #   docker exec pool pool status
 #

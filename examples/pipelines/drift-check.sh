@@ -1,5 +1,5 @@
 #!/bin/sh
-# Looks whether the workers are what the files say, for cron: silent when they are, so that a mail means something.
+# Looks whether the workers are what the files say, for cron (a file in /etc/cron.d): silent when they are, so that a mail means something.
 #
 #   17 * * * *  pool  /usr/local/bin/drift-check.sh /srv/pools
 #

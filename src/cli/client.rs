@@ -58,7 +58,7 @@ impl Refusal {
                 "`pool state list` lists the workers; a replaced one has a new name"
             }
             "lease_not_found" => {
-                "ids of leases are told when they are acquired; is it the right server?"
+                "`pool lease list` has those that have not ended; is it the right server?"
             }
             "lease_gone" => "acquire another one: the worker may be somebody else's by now",
             "fence_mismatch" => "give the fence that came with the lease, or leave it out",
@@ -66,6 +66,9 @@ impl Refusal {
             "unsatisfiable" => "ask for less, or change the pool that should meet it",
             "conflict" => "see how it stands with `pool status`, and decide again",
             "no_capacity" => "wait for a worker with --wait, or make the pool larger",
+            "invalid_request" => "`--help` says what the command takes",
+            "foreign_origin" => "reach the server on its own machine, by 127.0.0.1 or localhost",
+            "body_too_large" => "say less in labels, tags and purpose",
             "stopping" => "ask again once the server is back",
             "state_unavailable" | "provider_unavailable" | "internal" => {
                 "the server's log says more"
@@ -145,8 +148,10 @@ impl Client {
         let watch = Stopwatch::start();
         let response = request.send().await.map_err(|error| self.silent(&error))?;
         let status = response.status();
-        let took_ms = watch.elapsed().as_secs_f64() * 1000.0;
-        tracing::debug!(url = %response.url(), %status, took_ms, "the server answered");
+        let took_ms = (watch.elapsed().as_secs_f64() * 1e5).round() / 100.0;
+        // Without what names a lease: whoever knows that may give it back.
+        let route: Vec<&str> = response.url().path().split('/').take(3).collect();
+        tracing::debug!(route = route.join("/"), %status, took_ms, "the server answered");
         let body = response.bytes().await.map_err(|error| self.silent(&error))?;
         if status.is_success() {
             return Ok(serde_json::from_slice(&body).unwrap_or(Value::Null));
@@ -173,6 +178,18 @@ impl Client {
             request = request.header("Idempotency-Key", key);
         }
         self.answer(request).await
+    }
+
+    pub(super) async fn leases(
+        &self,
+        pool: Option<&str>,
+        holder: Option<&str>,
+    ) -> Result<Value, ClientError> {
+        let url = format!("{}/v1/leases", self.server);
+        let query = [("pool", pool), ("holder", holder)];
+        let query: Vec<_> =
+            query.iter().filter_map(|(name, value)| Some((name, (*value)?))).collect();
+        self.answer(self.http.get(url).query(&query).timeout(ANSWER_WITHIN)).await
     }
 
     pub(super) async fn renew(&self, id: &str, body: &Value) -> Result<Value, ClientError> {

@@ -17,6 +17,7 @@ use super::error::CliError;
 use super::exit::Exit;
 use super::output::Printer;
 use super::{World, help};
+use crate::config::ProviderConfig;
 use crate::state::{self, Name, NamesOf};
 
 /// Set by the scripts: which shell asks.
@@ -24,9 +25,6 @@ const ASKED: &str = "POOL_COMPLETE";
 
 /// More slots than this are offered once their pool is typed only.
 const FEW: usize = 100;
-
-/// What there is without being declared.
-const BUILT_IN: [&str; 3] = ["docker", "local", "sim"];
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -76,7 +74,8 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<Exit, CliE
 
 /// Answers are taken as they are: `ci[0]` is a slot, though a file is called `ci0`.
 fn without_globbing(script: &str) -> String {
-    script.replacen("    local IFS=", "    local - && set -o noglob\n    local IFS=", 1)
+    let guard = "    if [[ \"${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}\" -ge 44 ]]; then local - && set -o noglob; fi";
+    script.replacen("    local IFS=", &format!("{guard}\n    local IFS="), 1)
 }
 
 /// Returns how this program is called again: by its name when it was found by that, else by its whole path.
@@ -122,7 +121,9 @@ struct Place {
 
 impl Place {
     fn of(typed: &[OsString], world: &World) -> Self {
-        let words: Vec<&str> = typed.iter().filter_map(|word| word.to_str()).collect();
+        // What stands behind `--` is a job's own.
+        let own = typed.iter().take_while(|word| *word != "--");
+        let words: Vec<&str> = own.filter_map(|word| word.to_str()).collect();
         let value = |names: &[&str]| {
             let place = words.iter().rposition(|word| {
                 let name = word.split('=').next().unwrap_or_default();
@@ -160,8 +161,9 @@ impl Place {
     fn providers(&self, typed: &str) -> Vec<Name> {
         let mut found = self.names(NamesOf::Providers, typed);
         let known: BTreeSet<String> = found.iter().map(|name| name.name.clone()).collect();
-        let own = BUILT_IN.iter().filter(|own| own.starts_with(typed) && !known.contains(**own));
-        found.extend(own.map(|own| Name { name: (*own).to_owned(), what: String::new() }));
+        let own = ProviderConfig::implicit_names().into_iter();
+        let own = own.filter(|own| own.starts_with(typed) && !known.contains(*own));
+        found.extend(own.map(|own| Name { name: own.to_owned(), what: String::new() }));
         found
     }
 }

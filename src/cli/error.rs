@@ -167,7 +167,7 @@ fn hint_of(error: &anyhow::Error) -> String {
         Some(io::ErrorKind::AddrInUse) => {
             "stop what listens there, or choose another address with --listen"
         }
-        _ => "run it again with -v to see what was done until then",
+        _ => "-v tells what was done until then",
     }
     .to_owned()
 }

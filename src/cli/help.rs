@@ -1,7 +1,7 @@
 //! The command tree as it is parsed and shown: with examples, on one screen, and what every command takes told once.
 //!
 //! `-h` and `--help` say the same, so that nobody has to know of two. The options of every command are in `pool
-//! --help` alone, as kubectl and Terraform have it.
+//! --help` alone, as Terraform has it.
 
 use std::ffi::OsString;
 
@@ -12,7 +12,7 @@ use super::args::GLOBAL;
 use super::exit::Exit;
 
 /// Under which command stands what people do most with it.
-const EXAMPLES: [(&str, &str); 27] = [
+const EXAMPLES: [(&str, &str); 28] = [
     (
         "pool",
         "pool plan pools/
@@ -66,6 +66,7 @@ pool serve pools/ --listen 127.0.0.1:7070 --log-format json",
 pool lease acquire --label os=linux --min-memory-mb 2048 --json",
     ),
     ("pool lease renew", "pool lease renew 1042-9c3b51d0 --ttl 30m"),
+    ("pool lease list", "pool lease list --pool ci-linux"),
     ("pool lease release", "pool lease release 1042-9c3b51d0 --outcome infra_failed"),
     (
         "pool lease run",

@@ -28,6 +28,8 @@ enum LeaseCommand {
     Renew(Renew),
     /// Give a lease back
     Release(Release),
+    /// List the leases that have not ended
+    List(List),
     /// Hold a lease around a command: what a CI job calls
     Run(lease_run::Run),
 }
@@ -136,6 +138,21 @@ struct Release {
     server: ServerArgs,
 }
 
+#[derive(Debug, Args)]
+struct List {
+    /// Of this pool only
+    #[arg(long, value_name = "POOL")]
+    pool: Option<PoolId>,
+    /// Of this holder only
+    #[arg(long, value_name = "NAME")]
+    holder: Option<String>,
+    /// Print the server's answer as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
 /// How a job went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -152,6 +169,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     match &arguments.command {
         LeaseCommand::Acquire(arguments) => acquire(context, arguments).await,
         LeaseCommand::Renew(arguments) => renew(context, arguments).await,
+        LeaseCommand::List(arguments) => list(context, arguments).await,
         LeaseCommand::Release(arguments) => {
             let outcome = match arguments.outcome {
                 OutcomeArg::Ok => "ok",
@@ -256,14 +274,29 @@ async fn renew(context: &Context, arguments: &Renew) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// One line a lease, its id first: `read -r lease worker address rest`.
+async fn list(context: &Context, arguments: &List) -> Result<Exit, CliError> {
+    let client = Client::new(&arguments.server)?;
+    let pool = arguments.pool.as_ref().map(ToString::to_string);
+    let answer = client.leases(pool.as_deref(), arguments.holder.as_deref()).await?;
+    if arguments.json {
+        context.printer.json(&answer);
+        return Ok(Exit::Done);
+    }
+    for lease in answer["leases"].as_array().into_iter().flatten() {
+        let holder = lease["holder"].as_str().unwrap_or("-");
+        context.printer.data(&format!("{} by {holder}\n", line(lease)));
+    }
+    Ok(Exit::Done)
+}
+
 fn show(context: &Context, lease: &Value) {
+    context.printer.data(&format!("{}\n", line(lease)));
+}
+
+/// One line a lease, its id first: `read -r lease worker address rest`.
+fn line(lease: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let address = text(&lease["worker"]["addresses"][0]);
-    context.printer.data(&format!(
-        "{} {} {address} until {}\n",
-        text(&lease["id"]),
-        text(&lease["worker"]["name"]),
-        text(&lease["expires_at"]),
-    ));
+    let (id, worker) = (text(&lease["id"]), text(&lease["worker"]["name"]));
+    format!("{id} {worker} {address} until {}", text(&lease["expires_at"]))
 }

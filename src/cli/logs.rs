@@ -53,11 +53,20 @@ pub(super) fn tell(context: &Context) -> Result<(), CliError> {
     let set = |name: &str| context.world.environment.get(name).filter(|value| !value.is_empty());
     let filter = match (context.global.verbose, set("POOL_LOG")) {
         (0, None) => return Ok(()),
+        (0, Some(_)) if context.global.quiet => return Ok(()),
         (0, Some(filter)) => filter.clone(),
         (times, _) => more(times).to_owned(),
     };
-    let is_json = set("POOL_LOG_FORMAT").is_some_and(|format| format == "json");
-    start(context, &filter, if is_json { LogFormat::Json } else { LogFormat::Text })
+    let format = match set("POOL_LOG_FORMAT") {
+        None => LogFormat::Text,
+        Some(format) => LogFormat::from_str(format, true).map_err(|_| {
+            CliError::usage(
+                format!("POOL_LOG_FORMAT cannot be `{format}`"),
+                "write text or json, or unset it",
+            )
+        })?,
+    };
+    start(context, &filter, format)
 }
 
 /// Ours first; what the libraries below have to say last.

@@ -205,7 +205,9 @@ fn usage(error: &clap::Error, world: &World) -> Exit {
 
 fn start(world: World, cli: Cli, printer: Printer) -> Result<Exit, CliError> {
     let messages = printer.clone();
-    if let Some(name) = world.unreadable.iter().find(|name| name.starts_with("POOL__")) {
+    if let Some(name) =
+        world.unreadable.iter().find(|name| name.to_uppercase().starts_with("POOL__"))
+    {
         return Err(CliError::usage(
             format!("the value of the variable {name} is not UTF-8"),
             "set it again in UTF-8, or unset it: it would override what files say",

@@ -52,9 +52,11 @@ impl Printer {
     }
 
     /// Shows `text` on the terminal's last line, in place of what it said before.
-    pub(crate) fn show_bar(&self, text: String) {
+    pub(crate) fn show_bar(&self, text: &str) {
         let mut bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         if *bar != Bar::Over {
+            // Without wrapping: in a window that was made narrower a second line would stay behind.
+            let text = format!("\u{1b}[?7l{text}\u{1b}[?7h");
             say(&format!("{REWIND}{text}"));
             *bar = Bar::Shown(text);
         }

@@ -83,7 +83,7 @@ pub(super) async fn load(
     if paths.is_empty() && mode == PlanMode::Converge {
         return Err(CliError::usage(
             "no config is given",
-            "name files or folders, or - for standard input: pool plan pools.yaml",
+            "name files or folders, or - for standard input, such as: pools.yaml",
         ));
     }
     context.load(paths).await

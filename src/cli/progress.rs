@@ -41,7 +41,8 @@ impl Display {
         });
         // Where builds run there may be a terminal and nobody who looks at it: its log keeps every redrawing.
         let is_build = context.world.environment.get("CI").is_some_and(|ci| ci != "false");
-        let is_looked_at = context.world.stderr_is_terminal && !is_build;
+        let is_dumb = context.world.environment.get("TERM").is_none_or(|term| term == "dumb");
+        let is_looked_at = context.world.stderr_is_terminal && !is_build && !is_dumb;
         let has_bar = is_looked_at && !context.printer.quiet && !json;
         let screen = Screen {
             printer: context.printer.clone(),
@@ -116,7 +117,7 @@ impl Screen {
             // With room for the ^C that a terminal shows: beyond its edge it would begin another line.
             let room = self.printer.error_look.width.saturating_sub(SPARE);
             let text: String = text.chars().take(room).collect();
-            self.printer.show_bar(format!("{hand} {text}"));
+            self.printer.show_bar(&format!("{hand} {text}"));
         } else if !self.json {
             self.printer.note(&text);
         }

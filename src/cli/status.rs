@@ -96,10 +96,13 @@ async fn recorded(store: &Store, asked: &[PoolId]) -> Result<Vec<StaticPoolState
     for wanted in asked {
         if !alive().any(|pool| pool.id == *wanted) {
             let known: Vec<&str> = alive().map(|pool| pool.id.as_str()).collect();
-            return Err(CliError::usage(
-                format!("no pool `{wanted}` is recorded"),
-                format!("recorded are: {}", known.join(", ")),
-            ));
+            let hint = match known.join(", ") {
+                none if none.is_empty() => {
+                    "nothing is recorded yet; `pool apply` does so".to_owned()
+                }
+                names => format!("recorded are: {names}"),
+            };
+            return Err(CliError::usage(format!("no pool `{wanted}` is recorded"), hint));
         }
     }
     let wanted = alive().filter(|pool| asked.is_empty() || asked.contains(&pool.id));

@@ -19,7 +19,7 @@ pub enum Editor {
 /// Where the schema is, from the folder that is opened.
 const SCHEMA: &str = "./pool.schema.json";
 /// The YAML files that are pool files by their names.
-const YAML: [&str; 3] = ["*.pool.yaml", "*.pool.yml", "pools/**/*.yaml"];
+const YAML: [&str; 4] = ["*.pool.yaml", "*.pool.yml", "pools/**/*.yaml", "pools/**/*.yml"];
 /// The JSON files.
 const JSON: [&str; 2] = ["*.pool.json", "pools/**/*.json"];
 

@@ -223,6 +223,14 @@ impl Metrics {
         self.leased.clear();
         self.waiting.clear();
         self.oldest.clear();
+        let of = |summary: &PoolSummary| OfPool { pool: summary.pool.to_string() };
+        let stopped = summaries.iter().map(of);
+        let stopped = stopped.filter_map(|label| Some((self.stopped.get(&label)?.get(), label)));
+        let stopped: Vec<(i64, OfPool)> = stopped.collect();
+        self.stopped.clear();
+        for (value, label) in stopped {
+            self.stopped.get_or_create(&label).set(value);
+        }
         for summary in summaries {
             let pool = summary.pool.to_string();
             for phase in Phase::ALL.into_iter().filter(|phase| *phase != Phase::Deleted) {
@@ -292,7 +300,11 @@ impl Watcher for Metrics {
     fn provisioning(&self, pool: &PoolId, succeeded: Option<bool>) {
         let label = OfPool { pool: pool.to_string() };
         match succeeded {
-            None => self.provisioning_attempts.get_or_create(&label).inc(),
+            None => {
+                // Both from the first attempt on: nothing is not none to those who compare them.
+                drop(self.provisioning_successes.get_or_create(&label));
+                self.provisioning_attempts.get_or_create(&label).inc()
+            }
             Some(true) => self.provisioning_successes.get_or_create(&label).inc(),
             Some(false) => 0,
         };

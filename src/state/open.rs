@@ -25,6 +25,9 @@ const BUSY_WAIT: Duration = Duration::from_secs(10);
 /// How long it pauses between two tries. SQLite's own back-off starves the second process.
 const BUSY_PAUSE: Duration = Duration::from_micros(50);
 
+/// How large the write-ahead log stays once all of it is in the database.
+const LOG_LIMIT: u32 = 16 << 20;
+
 /// One step of the schema.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Migration {
@@ -202,6 +205,8 @@ fn migrate(
 ) -> Result<(), StateError> {
     let error = |error: rusqlite::Error| translate(&error, path);
     connection.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
+    // The log is as large as its largest moment otherwise, long after that.
+    connection.pragma_update(None, "journal_size_limit", LOG_LIMIT).map_err(error)?;
     // FULL: an answered intent survives a power cut, not only a kill.
     connection.pragma_update(None, "synchronous", "FULL").map_err(error)?;
     connection.pragma_update(None, "foreign_keys", true).map_err(error)?;

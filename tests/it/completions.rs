@@ -78,6 +78,10 @@ fn completions_look_where_the_line_says_that_the_state_is() {
     for place in ["-C ..", "--chdir=..", "--state ../.pool/state.db", "-state=../.pool/state.db"] {
         assert_eq!(from_else(&["pool", place, "status", "''"]), found, "{place}");
     }
+    // A job's own words are a job's own.
+    assert!(
+        from_else(&["pool", "lease", "run", "--pool", "''", "--", "make", "-C", ".."]).is_empty()
+    );
     // What cannot be read has no names, and says nothing: somebody is typing.
     sandbox.write("else/bad.db", "not a state");
     assert!(from_else(&["pool", "--state", "bad.db", "status", "''"]).is_empty());

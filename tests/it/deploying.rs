@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::pipelines::has;
+use serde_json::Value;
+
 use crate::sandbox::{Ran, Sandbox, asked_for, wait_until};
+use crate::serve::Server;
 
 const POOL: &str = env!("CARGO_BIN_EXE_pool");
 
@@ -26,7 +29,7 @@ fn systemd_takes_the_unit_and_finds_it_hardened() {
     }
     let sandbox = Sandbox::new();
     let unit = std::fs::read_to_string(deploy("pool.service")).unwrap();
-    let exec = "ExecStart=/usr/local/bin/pool serve /etc/pool --log-format json";
+    let exec = "ExecStart=/usr/local/bin/pool serve --log-format json";
     assert!(unit.contains(exec));
     // The program has to be there.
     let unit = sandbox.write("pool.service", &unit.replace("/usr/local/bin/pool", POOL));
@@ -35,15 +38,14 @@ fn systemd_takes_the_unit_and_finds_it_hardened() {
     assert_eq!(verified.stderr, "", "a warning is a mistake too");
     let security = run("systemd-analyze", &["security", "--offline=true", "--threshold=20", unit]);
     assert_eq!(security.code, Some(0), "exposed to more than 2.0:\n{}", security.stdout);
-    // And the line is one that the program takes: with files in that folder, it serves.
-    sandbox.write("etc/pool.yaml", "pool_id: ci\nworker_type: process\nfixed_size: 0\nworker_config: {image: a, cpu_cores: 1, memory_mb: 1}\n");
+    // And the line is one that the program takes: with the state of an apply, it serves.
+    sandbox.write(
+        "pool.yaml", "pool_id: ci\nworker_type: process\nfixed_size: 0\nworker_config: {image: a, cpu_cores: 1, memory_mb: 1}\n");
     let words: Vec<&str> = exec.split(' ').skip(1).collect();
-    let words: Vec<String> = words.iter().map(|word| word.replace("/etc/pool", "etc")).collect();
-    let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
-    words.extend(["--listen", "127.0.0.1:0"]);
-    let mut server = sandbox.beside(&words);
-    wait_until("a state", || sandbox.path().join(".pool/state.db").exists());
-    assert!(server.runs());
+    assert_eq!(words, ["serve", "--log-format", "json"]);
+    sandbox.pool(&["apply", "pool.yaml", "--auto-approve"]).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    wait_until("it is ready", || server.call("GET", "/readyz", &Value::Null).0 == 200);
 }
 
 /// The names after `pool_` in a text, without what Prometheus adds to counters and histograms.
@@ -66,10 +68,21 @@ fn alerts_are_rules_about_metrics_that_exist() {
     let rules = deploy("pool.alerts.yml");
     run("promtool", &["check", "rules", "--lint-fatal", rules.to_str().unwrap()]).exits(0);
     run("promtool", &["test", "rules", deploy("pool.alerts.test.yml").to_str().unwrap()]).exits(0);
+    // Each was seen to fire.
+    let tests = std::fs::read_to_string(deploy("pool.alerts.test.yml")).unwrap();
+    let fires = |name: &str| {
+        let heading = format!("alertname: {name}\n");
+        let cases = tests.split(&heading).skip(1);
+        let own = cases.map(|case| case.split("- alertname").next().unwrap());
+        own.into_iter().any(|case| case.contains("exp_labels"))
+    };
+    let text = std::fs::read_to_string(&rules).unwrap();
+    for name in text.split("- alert: ").skip(1).filter_map(|after| after.lines().next()) {
+        assert!(fires(name), "{name} fires in no test");
+    }
     let metrics = pool::serve::metrics::Metrics::default();
     let measured: BTreeSet<String> =
         metrics.described().iter().map(|metric| format!("pool_{}", metric.name)).collect();
-    let text = std::fs::read_to_string(&rules).unwrap();
     let expressions: String = text
         .split("expr:")
         .skip(1)

@@ -346,6 +346,7 @@ fn what_an_engine_is_sent_is_in_no_log() {
     assert!(applied.stderr.contains("call=\"create\""), "{}", applied.stderr);
     assert!(!applied.stderr.contains("not-for-any-log"), "{}", applied.stderr);
 }
+
 #[test]
 fn dockerd_pulls_with_the_credentials_of_docker_login_and_tells_how_it_goes() {
     if let Some(ground) = Ground::engine("POOL_TEST_DOCKER") {

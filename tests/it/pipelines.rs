@@ -40,17 +40,19 @@ const CLIENT: &str = r#"#!/bin/sh
 set -eu
 touch "$FORGE/comments"
 stranger='<!-- pool plan e1-00000000000000000000000000000000 -->'
-own() { jq -c -n --arg body "$1" '{user: {login: "github-actions[bot]"}, author: {username: "project_bot"}, body: $body}'; }
+own() { jq -c -n --arg body "$1" '{id: 1, user: {login: "github-actions[bot]"}, author: {username: "project_bot"}, body: $body}'; }
 case "$1 $2" in
-"pr comment")
-  # --edit-last: what was said before is said no more.
-  own "$(cat "$7")" > "$FORGE/comments" ;;
+"pr comment") own "$(cat "$5")" >> "$FORGE/comments" ;;
+"api --method")
+  # PATCH repos/…/comments/1 --field body=@FILE: what was said before is said no more.
+  [ "$3 $4 $6" = "PATCH repos/our/pools/issues/comments/1 body=@plan.md" ]
+  own "$(cat plan.md)" > "$FORGE/comments" ;;
 "mr note") own "$5" >> "$FORGE/comments" ;;
 "api user") answer='{"username": "project_bot"}' ;;
 api\ *commits*) answer='[{"number": 7, "iid": 7}]' ;;
 api\ *comments*|api\ *notes*)
   answer=$(jq -s --arg stranger "$stranger" \
-    '. + [{user: {login: "stranger"}, author: {username: "stranger"}, body: $stranger}]' "$FORGE/comments")
+    '. + [{id: 2, user: {login: "stranger"}, author: {username: "stranger"}, body: $stranger}]' "$FORGE/comments")
   case "$2" in *sort=desc*) answer=$(printf '%s' "$answer" | jq reverse) ;; esac ;;
 *) echo "unknown: $*" >&2; exit 1 ;;
 esac

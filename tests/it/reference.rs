@@ -60,6 +60,33 @@ fn the_command_line() {
             .collect();
         left.extend(inner.into_iter().rev());
     }
+    // Variables that take the place of a flag, as help has them.
+    let mut variables = std::collections::BTreeMap::new();
+    let flat = body.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (before, after) in
+        flat.match_indices("[env: ").map(|(at, mark)| (&flat[..at], &flat[at + mark.len()..]))
+    {
+        let flag = before.rsplit(' ').find(|word| word.starts_with("--")).unwrap();
+        variables.insert(after.split(']').next().unwrap().to_owned(), format!("`{flag}`"));
+    }
+    variables.retain(|name, _| !name.starts_with("POOL_LOG"));
+    let others = [
+        (
+            "POOL__<POOL_ID>__<FIELD>",
+            "overrides a field of a pool, such as `POOL__CI_LINUX__FIXED_SIZE=8`",
+        ),
+        ("POOL_LOG, POOL_LOG_FORMAT", "what any command logs, and how, when `-v` is not given"),
+        ("POOL_SIM_DIR", "where the simulated cloud is; `.pool/sim` otherwise"),
+        ("DOCKER_HOST", "where the engine is, for providers that name none"),
+        ("NO_COLOR, CLICOLOR_FORCE, TERM", "whether there is colour, when `--color` is not given"),
+        ("CI", "no progress line is drawn"),
+    ];
+    let rows: Vec<Vec<String>> = variables
+        .into_iter()
+        .map(|(name, flag)| vec![format!("`{name}`"), format!("takes the place of {flag}")])
+        .chain(others.map(|(name, what)| vec![format!("`{name}`"), what.to_owned()]))
+        .collect();
+    body.push_str(&format!("## Environment\n\n{}", table(&["variable", "what it does"], &rows)));
     let intro = "What `--help` says of every command. Long flags may have one dash, as Terraform's do: `-auto-approve`.";
     page("cli.md", "Command line", intro, &body);
 }
@@ -311,7 +338,7 @@ fn the_metrics() {
             vec![name, metric.kind.clone(), metric.labels.to_owned(), format!("{}.", metric.help)]
         })
         .collect();
-    let intro = "What `pool serve` measures at `/metrics`, in Prometheus' text format. Rules for alerts on them: \
+    let intro = "What `pool serve` measures at `/metrics`, in OpenMetrics' text format, which Prometheus reads. Rules for alerts on them: \
                  [`deploy/pool.alerts.yml`](../../deploy/pool.alerts.yml).";
     page("metrics.md", "Metrics", intro, &table(&["metric", "kind", "labels", "meaning"], &rows));
 }

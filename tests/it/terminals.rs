@@ -187,7 +187,7 @@ fn colour_is_decided_by_flag_then_variables_then_terminal() {
 #[test]
 fn a_terminal_that_cannot_do_colour_gets_none_and_a_narrow_one_gets_narrow_help() {
     let sandbox = slow();
-    let dumb = format!("TERM=dumb exec {POOL} plan ci.yaml");
+    let dumb = format!("TERM=dumb exec {POOL} apply ci.yaml --auto-approve");
     let (_, bytes, _) = on_terminal(&sandbox, (60, 100), &[], &["sh", "-c", &dumb]);
     assert!(!bytes.contains(&0x1b), "{}", String::from_utf8_lossy(&bytes));
     let (screen, ..) = on_terminal(&sandbox, (200, 60), &[], &[POOL, "plan", "--help"]);

@@ -158,7 +158,7 @@ impl SharedProvider {
         trace!(%provider, call, worker, "asking");
         let watch = Instant::now();
         let outcome = answer.await;
-        let took_ms = watch.elapsed().as_secs_f64() * 1000.0;
+        let took_ms = (watch.elapsed().as_secs_f64() * 1e5).round() / 100.0;
         match &outcome {
             Ok(_) => debug!(%provider, call, worker, took_ms, "answered"),
             Err(error) => debug!(%provider, call, worker, took_ms, %error, "failed"),

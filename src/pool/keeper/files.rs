@@ -227,8 +227,14 @@ async fn apply(
     let outcome = if config_versions(keeper).await? == configs {
         match (files.load)().await {
             Ok(now) if digest(&now) == digest_before => under_locks(keeper, pools, &hold).await,
-            // They changed while the locks were waited for: the next look reads them again.
-            Ok(_) | Err(_) => Ok(()),
+            // They changed while the locks were waited for: the next look, which is now, reads them again.
+            Ok(_) | Err(_) => {
+                files.changed.notify_one();
+                Err(PoolError::State(StateError::Moved {
+                    pool: pools[0].config.pool_id.clone(),
+                    what: "the files changed while its lock was waited for".to_owned(),
+                }))
+            }
         }
     } else {
         // Whoever had the locks applied meanwhile: the files are older than that.
