@@ -3,8 +3,10 @@
 //! `-h` and `--help` say the same, so that nobody has to know of two. The options of every command are in `pool
 //! --help` alone, as Terraform has it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
+use clap::builder::Resettable;
 use clap::{Arg, ArgAction, CommandFactory as _};
 
 use super::Cli;
@@ -118,8 +120,9 @@ pool man ~/.local/share/man/man1",
     ("pool version", "pool version --json"),
 ];
 
-/// Returns the command tree as it is parsed: its help is what people read on a screen.
-pub(super) fn command() -> clap::Command {
+/// Returns the command tree as it is parsed: its help is what people read on a screen. A variable that is set to
+/// nothing, as builds do with what they do not know, is as one that is not set.
+pub(super) fn command(environment: &BTreeMap<String, String>) -> clap::Command {
     let codes = Exit::MEANINGS.map(|(code, meaning)| {
         let short = meaning.split([';', '(']).next().unwrap_or_default().trim_end();
         format!("{code} {short}")
@@ -127,7 +130,17 @@ pub(super) fn command() -> clap::Command {
     let mut tree = dressed(Cli::command(), "pool", &format!("Exit codes: {}.", codes.join(", ")));
     // Built first: only then have the commands what is taken by all of them, and it can be hidden there.
     tree.build();
-    tree.mut_subcommands(without_globals)
+    without_empty(tree.mut_subcommands(without_globals), environment)
+}
+
+fn without_empty(command: clap::Command, environment: &BTreeMap<String, String>) -> clap::Command {
+    let is_empty = |name: &str| environment.get(name).is_some_and(String::is_empty);
+    command
+        .mut_args(|arg| {
+            let name = arg.get_env().and_then(|name| name.to_str());
+            if name.is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg }
+        })
+        .mut_subcommands(|inner| without_empty(inner, environment))
 }
 
 /// Returns the command tree with all that there is to say, for manual pages and completions.
@@ -211,7 +224,7 @@ mod tests {
 
     #[test]
     fn every_help_fits_on_a_screen_and_has_examples() {
-        let mut tree = command();
+        let mut tree = command(&BTreeMap::new());
         each(&mut tree, "pool", &mut |path, command| {
             if path.split(' ').any(|word| word == "help") {
                 return;
@@ -236,7 +249,7 @@ mod tests {
                     .map(|word| word.replace("$DIGEST", "e1-0123456789abcdef0123456789abcdef"));
                 let words: Vec<OsString> = unquoted.map(Into::into).collect();
                 assert_eq!(words[0], "pool", "{line}");
-                let told = command().try_get_matches_from(&words);
+                let told = command(&BTreeMap::new()).try_get_matches_from(&words);
                 assert!(told.is_ok(), "{of}: {line}: {}", told.unwrap_err());
             }
         }
@@ -244,10 +257,14 @@ mod tests {
 
     #[test]
     fn what_every_command_takes_is_told_once_and_taken_everywhere() {
-        let mut tree = command();
+        let mut tree = command(&BTreeMap::new());
         assert!(tree.render_help().to_string().contains("--require-state"));
         let plan = tree.find_subcommand_mut("plan").unwrap();
         assert!(!plan.render_help().to_string().contains("--require-state"));
-        assert!(command().try_get_matches_from(["pool", "plan", "x", "--require-state"]).is_ok());
+        assert!(
+            command(&BTreeMap::new())
+                .try_get_matches_from(["pool", "plan", "x", "--require-state"])
+                .is_ok()
+        );
     }
 }

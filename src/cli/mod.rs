@@ -155,7 +155,7 @@ pub fn run(mut world: World) -> Exit {
     if let Some(exit) = completions::answer(&world) {
         return exit;
     }
-    let tree = help::command();
+    let tree = help::command(&world.environment);
     let arguments = help::asked_by_word(std::mem::take(&mut world.arguments));
     let arguments = args::with_two_dashes(arguments, &tree);
     world.arguments.clone_from(&arguments);

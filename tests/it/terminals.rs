@@ -263,6 +263,26 @@ fn names_that_are_no_text_are_taken_as_they_are_or_refused_by_name() {
 }
 
 #[test]
+fn a_variable_that_is_set_to_nothing_is_not_set() {
+    let mut sandbox = slow();
+    for name in [
+        "POOL_STATE",
+        "POOL_REQUIRE_STATE",
+        "POOL_SERVER",
+        "POOL_HOLDER",
+        "POOL_LOG",
+        "POOL_LOG_FORMAT",
+    ] {
+        sandbox.set(name, "");
+    }
+    sandbox.pool(&["plan", "ci.yaml"]).exits(0);
+    let refused = sandbox.pool(&["status"]).exits(1).stderr;
+    assert!(refused.contains(".pool/state.db"), "{refused}");
+    let away = sandbox.pool(&["lease", "list"]).exits(1).stderr;
+    assert!(away.contains("http://127.0.0.1:7070 does not answer"), "{away}");
+}
+
+#[test]
 fn what_is_done_is_told_when_asked_and_never_a_secret() {
     let mut sandbox = slow();
     sandbox.set("TOKEN", "not-for-any-log");
