@@ -283,7 +283,11 @@ impl<'a> PoolRun<'a> {
             None if plan.config.is_none() && plan.records_config => {
                 applier.store.record_going(lock).await?;
             }
-            None => {}
+            None => {
+                if let Some(provider) = plan.provider_config.as_ref().filter(|_| plan.narrowed) {
+                    applier.store.record_provider(lock, &plan.provider, provider).await?;
+                }
+            }
         }
         let run = Self { applier, plan, lock, calls, spec, new, stop: AtomicBool::new(false) };
         run.drain_all().await?;

@@ -111,7 +111,13 @@ impl PoolRun<'_> {
             timeout: self.plan.provisioning.timeout.get(),
             budget: self.plan.budget,
             why: reason.name(),
+            tried_out: self.tries_out(),
         })
+    }
+
+    /// Returns whether the run only tries something out in this pool.
+    fn tries_out(&self) -> bool {
+        self.plan.narrowed && !self.plan.records_config
     }
 
     /// Brings the step's new worker to being ready.
@@ -233,7 +239,7 @@ impl PoolRun<'_> {
         match answer {
             Ok(observed) => {
                 let why = step.reason.name();
-                store.record_updated(self.lock, key, recorded, why).await?;
+                store.record_updated(self.lock, key, recorded, why, self.tries_out()).await?;
                 Ok(observed)
             }
             Err(error) => {

@@ -1,9 +1,11 @@
 //! In which formats a command tells what it found, and where to: `--format json --format markdown=plan.md`.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 
 use super::error::CliError;
 use super::output::Printer;
@@ -33,10 +35,20 @@ pub(super) fn wanted<F: ValueEnum>(text: &str) -> Result<Wanted<F>, String> {
     Ok(Wanted { format, file })
 }
 
+/// Completes the formats' names.
+pub(super) fn completer<F: ValueEnum + Send + Sync + 'static>() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let typed = typed.to_str().unwrap_or_default();
+        let known = F::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let names = known.map(|value| value.get_name().to_owned());
+        names.filter(|name| name.starts_with(typed)).map(CompletionCandidate::new).collect()
+    })
+}
+
 /// Returns what is wanted: `plain` on standard output unless something else is to be there.
 ///
 /// # Errors
-/// When two formats are to be on standard output: nobody could tell them apart.
+/// When two formats are to be on standard output, where nobody could tell them apart, or in one file.
 pub(super) fn settled<F: Copy + PartialEq>(
     asked: &[Wanted<F>],
     (json, is_json): (F, bool),
@@ -45,6 +57,18 @@ pub(super) fn settled<F: Copy + PartialEq>(
     let mut all = asked.to_vec();
     if is_json {
         all.push(Wanted { format: json, file: None });
+    }
+    for (number, wanted) in all.iter().enumerate() {
+        let file = wanted
+            .file
+            .as_ref()
+            .filter(|file| all[..number].iter().any(|one| one.file.as_ref() == Some(*file)));
+        if let Some(file) = file {
+            return Err(CliError::usage(
+                format!("two formats cannot both be written to {}", file.display()),
+                "give each a file of its own",
+            ));
+        }
     }
     match all.iter().filter(|wanted| wanted.file.is_none()).count() {
         0 => all.insert(0, Wanted { format: plain, file: None }),

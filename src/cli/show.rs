@@ -21,7 +21,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
     /// How to show the plan: text, json, markdown or github; with =FILE into a file beside the text; may be repeated
-    #[arg(long, value_name = "FORMAT[=FILE]", value_parser = formats::wanted::<PlanFormat>)]
+    #[arg(long, value_name = "FORMAT[=FILE]", value_parser = formats::wanted::<PlanFormat>, add = formats::completer::<PlanFormat>())]
     format: Vec<Wanted<PlanFormat>>,
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Arguments {
     json: bool,
     /// How to tell what is wrong: text, json, github, sarif or gitlab; with =FILE into a file beside the text; may be
     /// repeated
-    #[arg(long, value_name = "FORMAT[=FILE]", value_parser = formats::wanted::<Format>)]
+    #[arg(long, value_name = "FORMAT[=FILE]", value_parser = formats::wanted::<Format>, add = formats::completer::<Format>())]
     format: Vec<Wanted<Format>>,
 }
 

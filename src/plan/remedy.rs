@@ -100,7 +100,9 @@ pub fn remedy(
         }
         steps.push(step.clone());
     }
-    Remedy { plan: PoolPlan { steps, ..plan.clone() }, begun, stopped, again_at }
+    // The config that it keeps to is the one that is recorded.
+    let records_config = plan.records_config && plan.config.is_none();
+    Remedy { plan: PoolPlan { records_config, steps, ..plan.clone() }, begun, stopped, again_at }
 }
 
 /// Returns whether a step replaces a worker that broke.

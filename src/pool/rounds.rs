@@ -46,12 +46,6 @@ impl Reconciler {
         hold: &Hold,
         observer: Observer,
     ) -> Result<Vec<PoolOutcome>, PoolError> {
-        let locks = hold.locks();
-        for pool in plan.pools.iter().filter(|pool| pool.records_config && pool.config.is_some()) {
-            if let Some(lock) = locks.get(&pool.pool) {
-                self.store.end_trials(lock).await?;
-            }
-        }
         let (seen, again) = (Mutex::default(), AtomicBool::new(false));
         let told = Arc::new(Told { observer, seen, again });
         let telling = Arc::clone(&told);

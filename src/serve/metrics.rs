@@ -1,7 +1,9 @@
 //! What is measured, under names that alerts can rely on.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -114,6 +116,8 @@ pub struct Metrics {
     probes: Family<OfResult, Counter>,
     replacements: Family<OfReason, Counter>,
     stopped: Family<OfPool, Gauge>,
+    /// The pools of which that was ever told.
+    told_stopped: Mutex<BTreeSet<PoolId>>,
     calls: Family<OfCall, Counter>,
     call_errors: Family<OfError, Counter>,
     batches: Histogram,
@@ -153,6 +157,7 @@ impl Default for Metrics {
             probes: Family::default(),
             replacements: Family::default(),
             stopped: Family::default(),
+            told_stopped: Mutex::default(),
             calls: Family::default(),
             call_errors: Family::default(),
             batches: Histogram::new(BATCHES),
@@ -223,14 +228,15 @@ impl Metrics {
         self.leased.clear();
         self.waiting.clear();
         self.oldest.clear();
-        let of = |summary: &PoolSummary| OfPool { pool: summary.pool.to_string() };
-        let stopped = summaries.iter().map(of);
-        let stopped = stopped.filter_map(|label| Some((self.stopped.get(&label)?.get(), label)));
-        let stopped: Vec<(i64, OfPool)> = stopped.collect();
-        self.stopped.clear();
-        for (value, label) in stopped {
-            self.stopped.get_or_create(&label).set(value);
-        }
+        let mut told = self.told_stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|pool| {
+            let is_there = summaries.iter().any(|summary| summary.pool == *pool);
+            if !is_there {
+                self.stopped.remove(&OfPool { pool: pool.to_string() });
+            }
+            is_there
+        });
+        drop(told);
         for summary in summaries {
             let pool = summary.pool.to_string();
             for phase in Phase::ALL.into_iter().filter(|phase| *phase != Phase::Deleted) {
@@ -317,6 +323,7 @@ impl Watcher for Metrics {
 
     fn remediation(&self, pool: &PoolId, stopped: bool) {
         let label = OfPool { pool: pool.to_string() };
+        self.told_stopped.lock().unwrap_or_else(PoisonError::into_inner).insert(pool.clone());
         self.stopped.get_or_create(&label).set(i64::from(stopped));
     }
 }

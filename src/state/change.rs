@@ -155,8 +155,9 @@ impl Change<'_> {
             let sql = "UPDATE worker SET rank = slot WHERE pool = ?1 AND rank <> slot";
             self.execute(sql, [self.pool()])?;
         }
+        // Whoever records a config applies it to the whole pool.
+        self.end_trials()?;
         if changed > 0 {
-            self.end_trials()?;
             self.event(None, "config_applied", origin, (None, None))?;
         }
         Ok(())
@@ -308,8 +309,8 @@ impl Change<'_> {
         let attributes = observed.and_then(|o| serde_json::to_string(&o.attributes).ok());
         self.execute(
             "INSERT INTO worker (pool, slot, generation, phase, phase_since, phase_deadline, provider,
-                 provider_id, spec, attempt, addresses, attributes, created_at, rank)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?5, ?2)",
+                 provider_id, spec, attempt, addresses, attributes, created_at, rank, tried_out)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?5, ?2, ?13)",
             (
                 self.pool(),
                 key.slot.0,
@@ -323,9 +324,9 @@ impl Change<'_> {
                 observed.map_or(1, |observed| observed.attempt),
                 json(addresses),
                 attributes.unwrap_or_else(|| "{}".to_owned()),
+                create.tried_out,
             ),
         )?;
-        self.note_trial(key, &create.spec)?;
         self.event(Some(key), "phase", &create.why, (None, Some(phase)))
     }
 

@@ -43,6 +43,8 @@ pub struct NewCreate {
     pub budget: Budget,
     /// Why it comes.
     pub why: String,
+    /// Whether it is tried out: its run is narrowed to its slot, and does not apply the config.
+    pub tried_out: bool,
 }
 
 /// An operation that may now be carried out.
@@ -235,16 +237,16 @@ impl Store {
         key: WorkerKey,
         spec: Arc<RecordedSpec>,
         why: String,
+        tried_out: bool,
     ) -> Result<(), StateError> {
         self.change(lock, move |change| {
             change.close_open(key, "done", None)?;
             let secrets = change.secrets_of(key)?;
-            let made = RecordedSpec { secrets, ..RecordedSpec::clone(&spec) };
-            let spec = change.spec(&made)?;
-            let sql =
-                "UPDATE worker SET spec = ?4 WHERE pool = ?1 AND slot = ?2 AND generation = ?3";
-            change.execute(sql, (change.pool(), key.slot.0, key.generation.0, spec))?;
-            change.note_trial(key, &made)?;
+            let spec = change.spec(&RecordedSpec { secrets, ..RecordedSpec::clone(&spec) })?;
+            let sql = "UPDATE worker SET spec = ?4, tried_out = ?5
+                 WHERE pool = ?1 AND slot = ?2 AND generation = ?3";
+            let key_of = (change.pool(), key.slot.0, key.generation.0, spec, tried_out);
+            change.execute(sql, key_of)?;
             change.event(Some(key), "updated", &why, (None, None))
         })
         .await

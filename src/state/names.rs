@@ -72,7 +72,7 @@ fn read(path: &Path, of: NamesOf, prefix: &str) -> rusqlite::Result<Vec<Name>> {
                AND substr(w.pool || '-' || w.slot || '-' || w.generation, 1, length(?1)) = ?1 \
              ORDER BY w.pool, w.slot, w.generation LIMIT ?2"
         }
-        NamesOf::Leases => return leases(&connection),
+        NamesOf::Leases => return leases(&connection, prefix),
         NamesOf::Providers => {
             "SELECT name, coalesce(json_extract(config, '$.type'), '') FROM provider \
              WHERE substr(name, 1, length(?1)) = ?1 ORDER BY name LIMIT ?2"
@@ -84,11 +84,12 @@ fn read(path: &Path, of: NamesOf, prefix: &str) -> rusqlite::Result<Vec<Name>> {
     rows.collect()
 }
 
-fn leases(connection: &Connection) -> rusqlite::Result<Vec<Name>> {
+fn leases(connection: &Connection, prefix: &str) -> rusqlite::Result<Vec<Name>> {
     let sql = "SELECT id, nonce, pool || '-' || slot || '-' || generation, holder FROM lease \
-               WHERE ended_at IS NULL ORDER BY id LIMIT ?1";
+               WHERE ended_at IS NULL AND substr(id || printf('-%08x', nonce), 1, length(?1)) = ?1 \
+               ORDER BY id LIMIT ?2";
     let mut statement = connection.prepare(sql)?;
-    let rows = statement.query_map([MOST], |row| {
+    let rows = statement.query_map((prefix, MOST), |row| {
         let id = LeaseId { number: row.get(0)?, nonce: row.get(1)? };
         let (worker, holder): (String, String) = (row.get(2)?, row.get(3)?);
         Ok(Name { name: id.to_string(), what: format!("{worker}, {holder}") })

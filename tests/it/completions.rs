@@ -49,6 +49,8 @@ fn bash_completes_pools_slots_workers_and_leases_of_the_state() {
     assert_eq!(bash(&sandbox, &["pool", "state", "show", "ci-1"]), ["ci-1-1"]);
     assert_eq!(bash(&sandbox, &["pool", "provider", "describe", "s"]), ["sim"]);
     assert_eq!(bash(&sandbox, &["pool", "app"]), ["apply"]);
+    assert_eq!(bash(&sandbox, &["pool", "plan", "--format", "m"]), ["markdown"]);
+    assert_eq!(bash(&sandbox, &["pool", "validate", "--format", "s"]), ["sarif"]);
     assert!(bash(&sandbox, &["pool", "plan", "--out"]).contains(&"--out".to_owned()));
     // Files are completed as ever, and a file does not take a slot's place.
     assert_eq!(bash(&sandbox, &["pool", "plan", "pools/c"]), ["pools/ci.yaml"]);

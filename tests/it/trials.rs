@@ -78,3 +78,37 @@ fn what_was_tried_out_is_taken_back_under_a_job_when_it_ends() {
     release(&server, &lease);
     wait_until("the old config is back", || ready(&server) == ["web-0-3", "web-1-1", "web-2-1"]);
 }
+
+#[test]
+fn another_provider_that_is_tried_out_on_one_worker_stays_too() {
+    let file = |provider: &str| {
+        let pool = simulated().replace("provider: sim", &format!("provider: {provider}"));
+        let pool = pool.trim().replace('\n', "\n  ");
+        format!("version: 1\nproviders: {{other: {{type: sim}}}}\npools:\n- {pool}\n")
+    };
+    let (sandbox, server) = served(&file("sim"));
+    wait_until("it is ready", || server.call("GET", "/readyz", &Value::Null).0 == 200);
+    sandbox.write("web.yaml", &file("other"));
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve", "--target", "web[0]"]).exits(0);
+    server.call("POST", "/v1/workers/web-1-1/replace", &Value::Null);
+    wait_until("another one is replaced", || ready(&server).contains(&"web-1-2".to_owned()));
+    assert_eq!(ready(&server), ["web-0-2", "web-1-2", "web-2-1"]);
+}
+
+#[test]
+fn a_server_with_an_older_secret_replaces_no_worker_for_that() {
+    let mut sandbox = crate::sandbox::Sandbox::new();
+    sandbox.set("TOKEN", "old");
+    let pool = POOL.replace("memory_mb: 16", "memory_mb: 16, environment: {T: {from_env: TOKEN}}");
+    sandbox.write("web.yaml", &pool);
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    let server = crate::serve::Server::start(&sandbox, &[]);
+    wait_until("it is ready", || server.call("GET", "/readyz", &Value::Null).0 == 200);
+    sandbox.set("TOKEN", "new");
+    sandbox.pool(&["apply", "web.yaml", "--auto-approve"]).exits(0);
+    assert_eq!(ready(&server), ["web-0-2", "web-1-2", "web-2-2"]);
+    // It looks at the pool, and repairs no more than what broke.
+    kill_worker(&server, "web-1-2");
+    wait_until("it is repaired", || ready(&server).contains(&"web-1-3".to_owned()));
+    assert_eq!(ready(&server), ["web-0-2", "web-1-3", "web-2-2"]);
+}

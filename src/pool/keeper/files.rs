@@ -67,6 +67,15 @@ enum Stand {
     Conflict(String),
 }
 
+/// What became of a look at the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The state is what they say, or somebody was told why not.
+    Done,
+    /// They changed meanwhile.
+    Again,
+}
+
 /// Follows the files until the keeper closes.
 pub(super) async fn follow(keeper: Keeper, files: Files) {
     let mut first = true;
@@ -76,6 +85,9 @@ pub(super) async fn follow(keeper: Keeper, files: Files) {
             () = keeper.closed() => return,
             followed = once(&keeper, &files, first) => followed,
         };
+        if followed == Ok(Look::Again) {
+            continue;
+        }
         let error = followed.err();
         if let Some(error) = error.as_ref().filter(|error| last_error.as_ref() != Some(*error)) {
             tracing::error!(error, "the files are not followed; what was applied stays");
@@ -95,16 +107,16 @@ pub(super) async fn follow(keeper: Keeper, files: Files) {
 }
 
 /// Reads the files and applies them if they changed.
-async fn once(keeper: &Keeper, files: &Files, first: bool) -> Result<(), String> {
+async fn once(keeper: &Keeper, files: &Files, first: bool) -> Result<Look, String> {
     let pools = read_settled(files).await?;
     let digest = digest(&pools);
     let said = |error: StateError| error.to_string();
     match (stand(keeper, &pools, &digest).await.map_err(said)?, keeper.mode()) {
         (Stand::Conflict(what), _) => Err(what),
-        (Stand::Same, Mode::Heal | Mode::Off) => Ok(()),
+        (Stand::Same, Mode::Heal | Mode::Off) => Ok(Look::Done),
         (Stand::Same, Mode::Full) if !first => {
             // Applied by somebody else, or before this server was there: from here on a change is a change.
-            remember(keeper, &digest).await.map_err(said)
+            remember(keeper, &digest).await.map(|()| Look::Done).map_err(said)
         }
         (Stand::Changed, Mode::Heal | Mode::Off) => {
             Err("the files changed; this server does not apply them (--reconcile)".to_owned())
@@ -112,7 +124,7 @@ async fn once(keeper: &Keeper, files: &Files, first: bool) -> Result<(), String>
         // The server was just started with these files: whatever is missing comes, however much it is.
         (Stand::Same | Stand::Changed, Mode::Full) => {
             match apply(keeper, files, &pools, &digest).await {
-                Ok(()) => Ok(()),
+                Ok(look) => Ok(look),
                 Err(PoolError::Refused(refusals)) => Err((files.explain)(&refusals)),
                 Err(error) => Err(error.to_string()),
             }
@@ -219,35 +231,34 @@ async fn apply(
     files: &Files,
     pools: &[LoadedPool],
     digest_before: &str,
-) -> Result<(), PoolError> {
+) -> Result<Look, PoolError> {
     let mut concerned: BTreeSet<PoolId> = keeper.store.pool_ids().await?;
     concerned.extend(pools.iter().map(|pool| pool.config.pool_id.clone()));
     let configs = config_versions(keeper).await?;
     let hold = hold_all(keeper, &concerned).await?;
     let outcome = if config_versions(keeper).await? == configs {
         match (files.load)().await {
-            Ok(now) if digest(&now) == digest_before => under_locks(keeper, pools, &hold).await,
-            // They changed while the locks were waited for: the next look, which is now, reads them again.
-            Ok(_) | Err(_) => {
-                files.changed.notify_one();
-                Err(PoolError::State(StateError::Moved {
-                    pool: pools[0].config.pool_id.clone(),
-                    what: "the files changed while its lock was waited for".to_owned(),
-                }))
+            Ok(now) if digest(&now) == digest_before => {
+                under_locks(keeper, pools, &hold).await.map(|()| Look::Done)
             }
+            // They changed while the locks were waited for.
+            Ok(_) | Err(_) => Ok(Look::Again),
         }
     } else {
         // Whoever had the locks applied meanwhile: the files are older than that.
-        keeper.store.set_served_config(digest_before.to_owned()).await.map_err(PoolError::from)
+        let served = keeper.store.set_served_config(digest_before.to_owned()).await;
+        served.map(|()| Look::Done).map_err(PoolError::from)
     };
     hold.give_back().await;
     keeper.look_again();
-    outcome?;
+    if outcome? == Look::Again {
+        return Ok(Look::Again);
+    }
     // Not before the config is recorded: a change that was not must not look like one that was.
     if differences(keeper, pools).await?.is_empty() {
         remember(keeper, digest_before).await?;
     }
-    Ok(())
+    Ok(Look::Done)
 }
 
 async fn config_versions(keeper: &Keeper) -> Result<BTreeMap<PoolId, i64>, StateError> {

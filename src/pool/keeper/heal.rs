@@ -213,7 +213,14 @@ async fn under_lock(
     let Some(now) = keeper.store.load_pool(pool).await? else {
         return Err(StateError::Conflict(format!("pool {pool} is gone")).into());
     };
-    let (reconciler, desired) = reconciler(keeper, std::slice::from_ref(&now)).await?;
+    let (reconciler, mut desired) = reconciler(keeper, std::slice::from_ref(&now)).await?;
+    if keeper.mode() != Mode::Full {
+        // What was applied was applied by somebody else, whose secrets may be newer than those of this process: another
+        // value alone is no reason to replace a worker.
+        for hash in desired.iter_mut().flat_map(|pool| pool.secrets.values_mut()) {
+            *hash = None;
+        }
+    }
     let target = Address { pool: pool.clone(), slot: None };
     let options =
         PlanOptions { targets: vec![target], allow_empty: true, ..PlanOptions::default() };
