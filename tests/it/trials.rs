@@ -110,5 +110,7 @@ fn a_server_with_an_older_secret_replaces_no_worker_for_that() {
     // It looks at the pool, and repairs no more than what broke.
     kill_worker(&server, "web-1-2");
     wait_until("it is repaired", || ready(&server).contains(&"web-1-3".to_owned()));
-    assert_eq!(ready(&server), ["web-0-2", "web-1-3", "web-2-2"]);
+    kill_worker(&server, "web-2-2");
+    wait_until("that one too", || ready(&server).contains(&"web-2-3".to_owned()));
+    assert_eq!(ready(&server), ["web-0-2", "web-1-3", "web-2-3"]);
 }
