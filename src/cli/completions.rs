@@ -97,8 +97,8 @@ pub(super) fn answer(world: &World) -> Option<Exit> {
         ));
         return Some(Exit::Error);
     };
-    let mut words = world.arguments.iter().skip_while(|word| *word != "--").skip(1).cloned();
-    let typed: Vec<OsString> = words.by_ref().collect();
+    let words = world.arguments.iter().skip_while(|word| *word != "--").skip(1);
+    let typed: Vec<OsString> = words.cloned().collect();
     let place = Place::of(&typed, world);
     let mut tree = with_names(help::whole(), &place);
     let mut answer = Vec::new();

@@ -164,9 +164,6 @@ fn hint_of(error: &anyhow::Error) -> String {
         Some(io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) => {
             "a file is where a folder is wanted, or the other way round"
         }
-        Some(io::ErrorKind::AddrInUse) => {
-            "stop what listens there, or choose another address with --listen"
-        }
         _ => "-v tells what was done until then",
     }
     .to_owned()

@@ -132,7 +132,10 @@ async fn hold(
         Ok(child) => child,
         Err(error) => {
             let program = program.display();
-            context.printer.error(&format!("error: running {program}: {error}\n"));
+            context.printer.error(&format!(
+                "error: running {program}: {error}\n\
+                 hint: check how it is written, and that it may be executed\n"
+            ));
             return Ok(not_run(&error));
         }
     };

@@ -245,8 +245,8 @@ impl Store {
             let spec = change.spec(&RecordedSpec { secrets, ..RecordedSpec::clone(&spec) })?;
             let sql = "UPDATE worker SET spec = ?4, tried_out = ?5
                  WHERE pool = ?1 AND slot = ?2 AND generation = ?3";
-            let key_of = (change.pool(), key.slot.0, key.generation.0, spec, tried_out);
-            change.execute(sql, key_of)?;
+            let made = (change.pool(), key.slot.0, key.generation.0, spec, tried_out);
+            change.execute(sql, made)?;
             change.event(Some(key), "updated", &why, (None, None))
         })
         .await

@@ -60,12 +60,12 @@ fn read(path: &Path, of: NamesOf, prefix: &str) -> rusqlite::Result<Vec<Name>> {
              ORDER BY id LIMIT ?2"
         }
         NamesOf::Slots => {
-            "SELECT pool || '[' || slot || ']' AS name, group_concat(pool || '-' || slot || '-' || generation, ', ') \
+            "SELECT pool || '[' || slot || ']', group_concat(pool || '-' || slot || '-' || generation, ', ') \
              FROM worker WHERE phase <> 'deleted' AND substr(pool || '[' || slot || ']', 1, length(?1)) = ?1 \
              GROUP BY pool, slot ORDER BY pool, slot LIMIT ?2"
         }
         NamesOf::Workers => {
-            "SELECT w.pool || '-' || w.slot || '-' || w.generation AS name, \
+            "SELECT w.pool || '-' || w.slot || '-' || w.generation, \
              iif(w.lease IS NULL, w.phase, 'leased to ' || coalesce(lease.holder, '')) \
              FROM worker AS w LEFT JOIN lease ON lease.id = w.lease \
              WHERE w.phase <> 'deleted' \
