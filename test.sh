@@ -50,7 +50,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 
 npm ci --prefix tests/editors --silent
 [ -x target/checkers/bin/python ] || python3 -m venv target/checkers
-target/checkers/bin/pip install --quiet --disable-pip-version-check -r tests/editors/requirements.txt
+target/checkers/bin/pip install --quiet --disable-pip-version-check -r tests/editors/requirements.txt -r tests/ec2/requirements.txt
 
 # Built before the engines start: nobody waits for them meanwhile.
 cargo test --workspace --locked --no-run

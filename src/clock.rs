@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
@@ -29,6 +29,12 @@ impl Clock {
     /// Returns a clock that tells what `now` tells.
     pub fn telling(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
+    }
+
+    /// Returns the time now as the standard library tells it, for whoever signs with it.
+    pub fn system_now(&self) -> SystemTime {
+        let since = u64::try_from(self.now().as_millisecond()).unwrap_or_default();
+        SystemTime::UNIX_EPOCH + Duration::from_millis(since)
     }
 
     /// Returns the time now.

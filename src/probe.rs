@@ -6,7 +6,9 @@
 use std::process::Stdio;
 use std::sync::OnceLock;
 
-use pool_provider::{Call, ProbeOutcome, SharedProvider, WorkerProvider as _, WorkerRef};
+use pool_provider::{
+    Call, ProbeOutcome, ProviderError, SharedProvider, WorkerProvider as _, WorkerRef,
+};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -23,6 +25,8 @@ pub enum Probed {
     Failed(String),
     /// It is no longer there.
     Gone(String),
+    /// Nobody could ask, which says nothing of the worker, and why.
+    Unasked(String),
 }
 
 /// Probes one worker, within the check's timeout.
@@ -50,7 +54,7 @@ pub async fn probe(
         Probed::Failed(why) if check.kind != HealthCheckKind::Provider => {
             match ask_provider(check, provider, worker).await {
                 Probed::Gone(gone) => Probed::Gone(gone),
-                Probed::Passed | Probed::Failed(_) => Probed::Failed(why),
+                Probed::Passed | Probed::Failed(_) | Probed::Unasked(_) => Probed::Failed(why),
             }
         }
         probed => probed,
@@ -68,6 +72,10 @@ async fn ask_provider(
         Ok(Ok(ProbeOutcome::Healthy)) => Probed::Passed,
         Ok(Ok(ProbeOutcome::Unhealthy(why))) => Probed::Failed(why),
         Ok(Ok(ProbeOutcome::Gone(why))) => Probed::Gone(why),
+        // These speak of whoever asks: a fleet is not unhealthy because a login has run out.
+        Ok(Err(
+            error @ (ProviderError::RateLimited { .. } | ProviderError::Unauthenticated(_)),
+        )) => Probed::Unasked(error.to_string()),
         Ok(Err(error)) => Probed::Failed(error.to_string()),
         Err(_) => Probed::Failed(late(check)),
     }
@@ -108,7 +116,7 @@ async fn http(
     static CLIENT: OnceLock<Option<reqwest::Client>> = OnceLock::new();
     let client = CLIENT.get_or_init(|| {
         // A redirect is an answer; where it leads is nobody's health.
-        let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        let builder = pool_provider::http::plain().redirect(reqwest::redirect::Policy::none());
         builder.no_proxy().pool_max_idle_per_host(0).build().ok()
     });
     let client = client.as_ref().ok_or("no HTTP client can be made on this system")?;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a dockerd, a podman service and a registry of their own for the tests, or stops them:
+# Starts a dockerd, a podman service, a registry and an EC2 (moto) of their own for the tests, or stops them:
 # engines.sh up|down FOLDER
 #
 # Everything is below FOLDER and behind unix sockets there, the registry on loopback; nothing comes from outside:
@@ -65,8 +65,29 @@ CONF
   printf 'unqualified-search-registries = []\n[[registry]]\nlocation = "%s"\ninsecure = true\n' "$registry" \
     >"$CONTAINERS_REGISTRIES_CONF"
 
+  # An EC2 that nobody here wrote, and credentials for what is put in front of it.
+  python="$PWD/target/checkers/bin/python"
+  moto=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  target/checkers/bin/moto_server -H 127.0.0.1 -p "$moto" >"$folder/moto.log" 2>&1 &
+  echo $! >"$folder/moto.pid"
+  cat >"$folder/aws" <<'CONF'
+[pool-tests]
+aws_access_key_id = AKIAPOOLTESTS
+aws_secret_access_key = pool-tests-secret
+[wrong-key]
+aws_access_key_id = AKIANOBODY
+aws_secret_access_key = pool-tests-secret
+[wrong-secret]
+aws_access_key_id = AKIAPOOLTESTS
+aws_secret_access_key = another
+CONF
+
   wait_for "$docker"
   wait_for "$podman_host"
+  for _ in $(seq 300); do
+    if curl -sf "http://127.0.0.1:$moto/moto-api/" >/dev/null; then break; fi
+    sleep 0.1
+  done
   images "$docker"
   images "$podman_host"
   check='HEALTHCHECK --interval=1s --timeout=2s --retries=1 CMD test -e /tmp/well'
@@ -82,11 +103,13 @@ CONF
   docker --config "$folder/login" -H "$docker" push -q "$registry/pool-test:1" >/dev/null
   docker -H "$docker" rmi "$registry/pool-test:1" >/dev/null
   printf 'export POOL_TEST_REGISTRY=%q POOL_TEST_LOGIN=%q\n' "$registry" "$folder/login" >"$folder/env"
+  printf 'export POOL_TEST_EC2=http://127.0.0.1:%q POOL_TEST_PYTHON=%q AWS_SHARED_CREDENTIALS_FILE=%q\n' \
+    "$moto" "$python" "$folder/aws" >>"$folder/env"
   printf 'export POOL_TEST_DOCKER=%q POOL_TEST_PODMAN=%q\n' "$docker" "$podman_host" >>"$folder/env"
 }
 
 down() {
-  for service in docker podman registry; do
+  for service in docker podman registry moto; do
     host="unix://$folder/$service.sock"
     left=$([ ! -S "$folder/$service.sock" ] || timeout 20 docker -H "$host" ps -aq 2>/dev/null || true)
     [ -z "$left" ] || timeout 60 docker -H "$host" rm -f $left >/dev/null 2>&1 || true

@@ -5,11 +5,12 @@
 //! repeat safe, or the provider's settle time and one complete listing prove that there is nothing. If
 //! none of these can be had, the operation stays `unknown` and the next run goes on from there.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pool_provider::{
-    Call, Consistency, CreateRequest, Idempotency, ObservedWorker, ProviderError,
+    Call, Consistency, CreateRequest, Idempotency, ObservedStatus, ObservedWorker, ProviderError,
     WorkerProvider as _,
 };
 use tokio::time::{sleep, timeout};
@@ -17,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::step::{Admission, Listener, in_time, retry_after};
 use super::{PoolRun, StepError, retry};
 use crate::clock::Stopwatch;
+use crate::config::HealthCheckKind;
 use crate::health::{Tally, Verdict};
 use crate::plan::{Failure, NewWorkerOrigin, OldWorker};
 use crate::probe::{self, Probed};
@@ -25,6 +27,17 @@ use crate::worker::WorkerName;
 
 /// How soon a new worker is probed again; doubled up to the check's interval.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often a worker that is ready is asked for what became known of it, and how long between two looks.
+const LOOKS: u32 = 3;
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// A worker that exists, and whether what is seen of it is recorded.
+#[derive(Clone, Copy)]
+pub(super) struct Found<'f> {
+    pub(super) observed: &'f ObservedWorker,
+    pub(super) is_recorded: bool,
+}
 
 /// A create call that is about to leave.
 struct Sending<'r> {
@@ -40,11 +53,29 @@ enum Attempt {
     /// The worker is ready.
     Ready(ObservedWorker),
     /// Nothing exists; the next attempt may begin.
-    Nothing(Failure, Option<Duration>),
-    /// The same call may be sent again, after as long as the provider asks for.
-    Resend(Failure, Option<Duration>),
+    Nothing(Failure, Next),
+    /// The same call may be sent again.
+    Resend(Failure, Next),
     /// Neither is known, or another attempt would not help.
     GiveUp(Failure),
+}
+
+/// When another attempt may be made, and whether the one before counts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Next {
+    /// The provider asks for as long a pause.
+    after: Option<Duration>,
+    /// It says nothing against the request.
+    is_free: bool,
+    /// It goes somewhere else.
+    is_elsewhere: bool,
+}
+
+impl Next {
+    fn after(error: &ProviderError) -> Self {
+        let is_elsewhere = matches!(error, ProviderError::OutOfCapacity { elsewhere: true, .. });
+        Self { after: retry_after(error), is_free: error.is_no_failure(), is_elsewhere }
+    }
 }
 
 impl PoolRun<'_> {
@@ -59,7 +90,7 @@ impl PoolRun<'_> {
         let name = self.plan.worker(create.key.slot, create.key.generation);
         let attempts = self.plan.provisioning.attempts();
         let mut resend = origin == NewWorkerOrigin::Resend;
-        let mut attempt = 1;
+        let mut tries = retry::Tries::new(attempts, create.timeout);
         loop {
             // Not between the intent and the call: whoever looks into a lost call counts from its intent.
             let admission = self.turn(self.provider(&create.provider)?, Call::Change).await;
@@ -72,28 +103,32 @@ impl PoolRun<'_> {
                 store.open_create(self.lock, create.clone()).await?
             };
             let operation = Sending { operation, is_repeat: resend, listener, admission };
-            let (failure, asked_for) = match self.attempt(&create, &name, operation).await? {
+            let (failure, next) = match self.attempt(&create, &name, operation).await? {
                 Attempt::Ready(observed) => return Ok(observed),
-                Attempt::Nothing(failure, asked_for) => {
+                Attempt::Nothing(failure, next) => {
                     resend = false;
-                    (failure, asked_for)
+                    (failure, next)
                 }
-                Attempt::Resend(failure, asked_for) => {
+                Attempt::Resend(failure, next) => {
                     resend = true;
-                    (failure, asked_for)
+                    (failure, next)
                 }
                 Attempt::GiveUp(failure) => return Err(StepError::Worker(failure.message)),
             };
-            if attempt >= attempts || self.is_stopped() {
+            let pause = if next.is_free { tries.pass() } else { tries.fail() };
+            let Some(number) = pause.filter(|_| !self.is_stopped()) else {
                 return Err(StepError::Worker(failure.message));
-            }
-            let delay = retry::delay(attempt, &name, asked_for);
-            (listener.retrying)(attempt, failure.message, delay);
+            };
+            let delay = if next.is_elsewhere {
+                Duration::ZERO
+            } else {
+                retry::delay(number, &name, next.after)
+            };
+            (listener.retrying)((!next.is_free).then_some(number), failure.message, delay);
             sleep(delay).await;
             if self.is_stopped() {
                 return Err(StepError::Worker(format!("{name}: the run was stopped")));
             }
-            attempt += 1;
         }
     }
 
@@ -112,6 +147,7 @@ impl PoolRun<'_> {
             owner: self.applier.store.deployment().clone(),
             name: name.clone(),
             attempt: operation.attempt,
+            passed_over: operation.passed_over,
             operation: operation.id,
             token: operation.token.clone(),
             spec: new.spec.clone(),
@@ -136,14 +172,17 @@ impl PoolRun<'_> {
             Err(error) if error.is_unknown() => {
                 self.find_out((create, name), &operation, error, listener).await
             }
+            Err(error @ ProviderError::OutOfCapacity { .. }) if is_repeat => {
+                self.passed_over((create, name), &operation, error).await
+            }
             // It speaks of the repeat: what the first call left is still not known.
-            Err(error) if is_repeat => {
+            Err(error) if is_repeat && !matches!(error, ProviderError::Spent(_)) => {
                 let store = &self.applier.store;
                 let why = error.to_string();
                 store.mark_unknown(self.lock, create.key, operation.id, why).await?;
                 let failure = failure(&error, name);
                 Ok(if error.is_worth_a_retry() {
-                    Attempt::Resend(failure, retry_after(&error))
+                    Attempt::Resend(failure, Next::after(&error))
                 } else {
                     Attempt::GiveUp(failure)
                 })
@@ -153,7 +192,7 @@ impl PoolRun<'_> {
                 let store = &self.applier.store;
                 store.record_create_failed(self.lock, create.key, failure.clone()).await?;
                 Ok(if error.is_worth_a_retry() {
-                    Attempt::Nothing(failure, retry_after(&error))
+                    Attempt::Nothing(failure, Next::after(&error))
                 } else {
                     Attempt::GiveUp(failure)
                 })
@@ -175,7 +214,8 @@ impl PoolRun<'_> {
             return Ok(Attempt::GiveUp(Failure { code: "bad_answer".to_owned(), message: why }));
         }
         store.record_created(self.lock, create.key, observed.clone(), create.timeout).await?;
-        let failure = match self.verify(create, &observed, left).await {
+        let found = Found { observed: &observed, is_recorded: true };
+        let failure = match self.verify(create, found, left).await {
             Ok(()) => return Ok(Attempt::Ready(observed)),
             Err(StepError::Worker(why) | StepError::Held(why)) => {
                 Failure { code: "unhealthy".to_owned(), message: why }
@@ -199,7 +239,7 @@ impl PoolRun<'_> {
                 if self.provider(&create.provider)?.describe().consistency
                     == Consistency::Strong =>
             {
-                Ok(Attempt::Nothing(failure, None))
+                Ok(Attempt::Nothing(failure, Next::default()))
             }
             // Gone from one answer is no proof here: the next run looks at a whole listing.
             Ok(()) | Err(_) => Ok(Attempt::GiveUp(failure)),
@@ -210,46 +250,27 @@ impl PoolRun<'_> {
     pub(super) async fn verify(
         &self,
         create: &NewCreate,
-        observed: &ObservedWorker,
+        found: Found<'_>,
         limit: Duration,
     ) -> Result<(), StepError> {
-        let check = &self.plan.health_check;
-        let provider = self.provider(&create.provider)?;
-        let reference = self.reference(&observed.name, Some(observed.provider_id.clone()));
+        let observed = found.observed;
         let watch = Stopwatch::start();
         let mut last = "it was never probed".to_owned();
-        let healthy = async {
-            let mut tally = Tally::default();
-            let mut pause = FIRST_PAUSE;
-            loop {
-                let probed = {
-                    let _permit = self.calls.acquire().await.ok();
-                    probe::probe(check, provider, &reference, &observed.addresses).await
-                };
-                let passed = match probed {
-                    Probed::Passed => true,
-                    Probed::Failed(why) => {
-                        last = why;
-                        false
-                    }
-                    Probed::Gone(why) => break Err(why),
-                };
-                let (next, verdict) = tally.count(passed, watch.elapsed(), check);
-                if verdict == Verdict::Healthy {
-                    break Ok(());
-                }
-                tally = next;
-                sleep(pause).await;
-                pause = (pause * 2).min(check.interval.get());
-            }
-        };
+        let healthy = self.until_healthy(create, observed, &watch, &mut last);
         let outcome = match timeout(limit, healthy).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!("not healthy within {:?}: {last}", create.timeout)),
         };
         let store = &self.applier.store;
         match outcome {
-            Ok(()) => Ok(store.record_ready(self.lock, create.key).await?),
+            Ok(()) => {
+                let now = match observed.status {
+                    // It may have an address more by now.
+                    ObservedStatus::Starting => Some(self.started(create, observed).await?),
+                    _ => (!found.is_recorded).then(|| observed.clone()),
+                };
+                Ok(store.record_ready(self.lock, create.key, now).await?)
+            }
             Err(why) => {
                 let message = format!("{}: {why}", observed.name);
                 let failure = Failure { code: "unhealthy".to_owned(), message: message.clone() };
@@ -257,6 +278,70 @@ impl PoolRun<'_> {
                 Err(StepError::Worker(message))
             }
         }
+    }
+
+    /// Probes a worker until it is healthy, or gone.
+    async fn until_healthy(
+        &self,
+        create: &NewCreate,
+        observed: &ObservedWorker,
+        watch: &Stopwatch,
+        last: &mut String,
+    ) -> Result<(), String> {
+        let check = &self.plan.health_check;
+        let Some(provider) = self.applier.providers.get(&create.provider) else {
+            return Err(format!("the provider `{}` is not there any more", create.provider));
+        };
+        let reference = self.reference(&observed.name, Some(observed.provider_id.clone()));
+        let mut now = Cow::Borrowed(observed);
+        let mut tally = Tally::default();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            // Some get the address by which they are reached while they start.
+            let by_address = check.kind != HealthCheckKind::Provider;
+            if now.status == ObservedStatus::Starting && by_address {
+                let _turn = self.turn(provider, Call::Look).await;
+                now = provider.get(&reference).await.map_or(now, Cow::Owned);
+            }
+            let probed = {
+                let _permit = self.calls.acquire().await.ok();
+                probe::probe(check, provider, &reference, &now.addresses).await
+            };
+            let passed = match probed {
+                Probed::Passed => true,
+                Probed::Failed(why) | Probed::Unasked(why) => {
+                    *last = why;
+                    false
+                }
+                Probed::Gone(why) => return Err(why),
+            };
+            let (next, verdict) = tally.count(passed, watch.elapsed(), check);
+            if verdict == Verdict::Healthy {
+                return Ok(());
+            }
+            tally = next;
+            sleep(pause).await;
+            pause = (pause * 2).min(check.interval.get());
+        }
+    }
+
+    /// Returns what is known by now of a worker that was only starting; as it was, if nobody answers.
+    async fn started(
+        &self,
+        create: &NewCreate,
+        observed: &ObservedWorker,
+    ) -> Result<ObservedWorker, StepError> {
+        let reference = &self.reference(&observed.name, Some(observed.provider_id.clone()));
+        for _ in 0..LOOKS {
+            let looked = self.call(&create.provider, create.timeout, Call::Look, |provider| {
+                provider.get(reference)
+            });
+            if let Ok(found) = looked.await? {
+                return Ok(found);
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+        Ok(observed.clone())
     }
 
     /// Finds out what became of a create whose answer was lost.
@@ -281,7 +366,7 @@ impl PoolRun<'_> {
         }
         let description = self.provider(&create.provider)?.describe();
         if description.idempotency == Idempotency::Token {
-            return Ok(Attempt::Resend(failure(&error, name), None));
+            return Ok(Attempt::Resend(failure(&error, name), Next::default()));
         }
         if description.settle > create.timeout {
             return Ok(Attempt::GiveUp(failure(&error, name)));
@@ -296,7 +381,41 @@ impl PoolRun<'_> {
             Search::Absent => {
                 let failure = failure(&error, name);
                 store.record_create_failed(self.lock, create.key, failure.clone()).await?;
-                Ok(Attempt::Nothing(failure, None))
+                Ok(Attempt::Nothing(failure, Next::default()))
+            }
+        }
+    }
+
+    /// A repeat found no room, which a call that brings the worker of the first one does not look for. So there is
+    /// none, once whatever the first one could bring would show: the next attempt can go elsewhere.
+    async fn passed_over(
+        &self,
+        (create, name): (&NewCreate, &WorkerName),
+        operation: &OpenedOperation,
+        error: ProviderError,
+    ) -> Result<Attempt, StepError> {
+        let store = &self.applier.store;
+        store.mark_unknown(self.lock, create.key, operation.id, error.to_string()).await?;
+        let settle = self.provider(&create.provider)?.describe().settle;
+        if settle > create.timeout {
+            return Ok(Attempt::Resend(failure(&error, name), Next::default()));
+        }
+        if self.is_stopped() {
+            return Ok(Attempt::GiveUp(failure(&error, name)));
+        }
+        sleep(settle).await;
+        match self.search(create, name).await? {
+            Search::Found(observed) if observed.attempt == operation.attempt => {
+                self.created(create, name, (observed, create.timeout)).await
+            }
+            Search::Absent => {
+                let failure = failure(&error, name);
+                store.record_create_failed(self.lock, create.key, failure.clone()).await?;
+                Ok(Attempt::Nothing(failure, Next::after(&error)))
+            }
+            // A repeat goes to the same place: that is a failed attempt, and not elsewhere.
+            Search::Found(_) | Search::Unsure => {
+                Ok(Attempt::Resend(failure(&error, name), Next::default()))
             }
         }
     }

@@ -28,10 +28,10 @@ pub struct ApplyEvent {
 pub enum ApplyEventKind {
     /// The step began.
     Started,
-    /// An attempt failed and another one follows.
+    /// Another attempt follows.
     Retrying {
-        /// Which attempt failed, from 1.
-        attempt: u32,
+        /// Which attempt failed, from 1; `None` when what was refused says nothing against it.
+        attempt: Option<u32>,
         /// Why.
         why: String,
         /// How long until the next one.

@@ -1,13 +1,49 @@
-//! When to try again: a pure function of the attempt and the worker.
+//! Whether to try again, and when: the delay is a pure function of the attempt and the worker.
 
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use crate::worker::WorkerName;
 
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// How often a call may still be made.
+///
+/// What says nothing against the request (no room in one of several places, too many calls) uses up no attempt,
+/// but it does not go on for ever: for as long as one attempt may take.
+pub(super) struct Tries {
+    attempts: u32,
+    failed: u32,
+    passed: u32,
+    /// Since one first said nothing against the request: waiting for one's turn does not count.
+    since: Option<Instant>,
+    limit: Duration,
+}
+
+impl Tries {
+    /// Allows for `attempts` that fail, and for others within `limit`.
+    pub(super) fn new(attempts: u32, limit: Duration) -> Self {
+        Self { attempts, failed: 0, passed: 0, since: None, limit }
+    }
+
+    /// Counts an attempt that failed; returns how many have by now, and `None` when it was the last one.
+    pub(super) fn fail(&mut self) -> Option<u32> {
+        self.failed += 1;
+        self.passed = 0;
+        (self.failed < self.attempts).then_some(self.failed)
+    }
+
+    /// Counts an attempt that says nothing against the request; returns how many did so in a row, and `None` when
+    /// there is no time for more.
+    pub(super) fn pass(&mut self) -> Option<u32> {
+        self.passed += 1;
+        let since = self.since.get_or_insert_with(Instant::now);
+        (since.elapsed() < self.limit).then_some(self.passed)
+    }
+}
 
 /// Returns how long to wait after the failed `attempt`, from 1: doubled each time, halved at most by
 /// jitter, which comes from the worker's name so that workers do not march in step.
@@ -23,6 +59,16 @@ pub(super) fn delay(attempt: u32, worker: &WorkerName, asked_for: Option<Duratio
 mod tests {
     use super::*;
     use crate::worker::{Generation, Slot};
+
+    #[test]
+    fn only_failures_use_up_attempts() {
+        let mut tries = Tries::new(2, Duration::from_secs(60));
+        assert_eq!((tries.pass(), tries.pass()), (Some(1), Some(2)));
+        assert_eq!(tries.fail(), Some(1));
+        assert_eq!(tries.pass(), Some(1), "in a row");
+        assert_eq!(tries.fail(), None);
+        assert_eq!(Tries::new(9, Duration::ZERO).pass(), None, "its time is over");
+    }
 
     #[test]
     fn delays_grow_to_a_bound_and_differ_between_workers() {

@@ -9,6 +9,7 @@ use pool_provider::{
 use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 
+use super::create::Found;
 use super::{PoolRun, StepError, retry};
 use crate::desired::SecretHashes;
 use crate::plan::{Action, NewWorker, NewWorkerOrigin, OldWorker, Reason, ReplaceOrder, Step};
@@ -17,8 +18,8 @@ use crate::worker::{Slot, WorkerName};
 
 /// Is told how a step goes.
 pub(super) struct Listener {
-    /// Attempts that failed and are followed by another: attempt, why, delay.
-    pub(super) retrying: Box<dyn Fn(u32, String, Duration) + Send + Sync>,
+    /// Attempts that are followed by another: which one failed, if one did, why, delay.
+    pub(super) retrying: Box<dyn Fn(Option<u32>, String, Duration) + Send + Sync>,
     /// A worker that is there although its create had no answer: what became of that.
     pub(super) found: Box<dyn Fn(String) + Send + Sync>,
     /// What the provider tells of a create.
@@ -148,7 +149,10 @@ impl PoolRun<'_> {
                     | NewWorkerOrigin::Resend
                     | NewWorkerOrigin::Unverified => {}
                 }
-                self.verify(&create, &observed, create.timeout).await?;
+                // What was recorded of one that is only verified may be older.
+                let is_recorded = new.origin != NewWorkerOrigin::Unverified;
+                let found = Found { observed: &observed, is_recorded };
+                self.verify(&create, found, create.timeout).await?;
                 Ok(observed)
             }
         }
@@ -199,19 +203,18 @@ impl PoolRun<'_> {
     where
         F: Future<Output = Result<T, ProviderError>>,
     {
-        let attempts = self.plan.provisioning.attempts();
-        let mut attempt = 1;
+        let mut tries = retry::Tries::new(self.plan.provisioning.attempts(), limit);
         loop {
-            let answer = self.call(provider, limit, Call::Change, &make).await?;
-            match answer {
-                Err(error) if error.is_worth_a_retry() && attempt < attempts => {
-                    let delay = retry::delay(attempt, worker, retry_after(&error));
-                    (listener.retrying)(attempt, error.to_string(), delay);
-                    sleep(delay).await;
-                    attempt += 1;
-                }
+            let error = match self.call(provider, limit, Call::Change, &make).await? {
+                Err(error) if error.is_worth_a_retry() => error,
                 answer => return Ok(answer),
-            }
+            };
+            let is_free = error.is_no_failure();
+            let pause = if is_free { tries.pass() } else { tries.fail() };
+            let Some(number) = pause.filter(|_| !self.is_stopped()) else { return Ok(Err(error)) };
+            let delay = retry::delay(number, worker, retry_after(&error));
+            (listener.retrying)((!is_free).then_some(number), error.to_string(), delay);
+            sleep(delay).await;
         }
     }
 

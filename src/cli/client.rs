@@ -125,7 +125,7 @@ impl Client {
                 "write it as http://127.0.0.1:7070",
             ));
         }
-        let http = reqwest::Client::builder()
+        let http = pool_provider::http::plain()
             .no_proxy()
             .connect_timeout(CONNECT_WITHIN)
             .build()

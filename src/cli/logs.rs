@@ -2,7 +2,11 @@
 //! error, for people or as JSON lines.
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use super::context::Context;
 use super::error::CliError;
@@ -86,10 +90,17 @@ fn start(context: &Context, filter: &str, format: LogFormat) -> Result<(), CliEr
         )
     })?;
     let printer = context.printer.clone();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(printer);
-    let begun = match format {
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-        LogFormat::Text => log.with_ansi(context.printer.error_look.colour).try_init(),
+    // At this level AWS's crates tell requests and answers whole, credentials included.
+    let is_safe =
+        filter_fn(|told| *told.level() != Level::TRACE || !told.target().starts_with("aws_"));
+    let filter = filter.and(is_safe);
+    let log = tracing_subscriber::fmt::layer().with_writer(printer);
+    let log = match format {
+        LogFormat::Json => log.json().flatten_event(true).with_filter(filter).boxed(),
+        LogFormat::Text => {
+            log.with_ansi(context.printer.error_look.colour).with_filter(filter).boxed()
+        }
     };
+    let begun = tracing_subscriber::registry().with(log).try_init();
     begun.map_err(|error| anyhow::anyhow!("beginning to log: {error}").into())
 }

@@ -3,6 +3,10 @@
 //! Input: a pool that satisfies the schema, and the providers that files declare. Output: every rule that it
 //! breaks, by pointer relative to the pool. Looks at nothing else, so `plan` may rely on all of this.
 
+use std::time::Duration;
+
+use pool_provider::HumanDuration;
+
 use super::diagnostic::{Diagnostic, did_you_mean};
 use super::leases::Reuse;
 use super::pointer::escape;
@@ -28,6 +32,9 @@ pub(super) fn check(pool: &StaticPoolConfig, providers: &Declared) -> Vec<(Strin
     broken
 }
 
+/// How long EC2's status checks of a new instance may well take.
+const STATUS_CHECKS: Duration = Duration::from_secs(5 * 60);
+
 type Broken = Vec<(String, Diagnostic)>;
 
 fn check_provider(pool: &StaticPoolConfig, providers: &Declared, broken: &mut Broken) {
@@ -38,6 +45,9 @@ fn check_provider(pool: &StaticPoolConfig, providers: &Declared, broken: &mut Br
         Found::Nowhere => return broken.push(no_provider(pool, &providers.names())),
     };
     check_own(pool, &kind, broken);
+    if let ProviderKind::Ec2(ec2) = &kind {
+        check_instances(pool, ec2.settle, broken);
+    }
     if !kind.worker_types().contains(&pool.worker_type) {
         let has: Vec<&str> = kind.worker_types().iter().map(|known| known.as_str()).collect();
         broken.push((
@@ -64,6 +74,9 @@ fn check_own(pool: &StaticPoolConfig, kind: &ProviderKind, broken: &mut Broken) 
     }
     if pool.worker_config.docker.is_some() && !is_docker {
         complain("/worker_config/docker", "only containers have a `docker` block");
+    }
+    if pool.worker_config.ec2.is_some() && !matches!(kind, ProviderKind::Ec2(_)) {
+        complain("/worker_config/ec2", "only instances of EC2 have an `ec2` block");
     }
     if !pool.worker_config.attributes.is_empty() && !matches!(kind, ProviderKind::Exec(_)) {
         let summary = "only workers of a provider of type `exec` have `attributes`";
@@ -109,6 +122,79 @@ fn check_own(pool: &StaticPoolConfig, kind: &ProviderKind, broken: &mut Broken) 
         let found = Diagnostic::warning("docker-socket", summary)
             .help("leave it out where jobs are not trusted with the host");
         broken.push(("/worker_config/docker_enabled".to_owned(), found));
+    }
+}
+
+/// What EC2 does not take, and what takes it longer than elsewhere.
+fn check_instances(pool: &StaticPoolConfig, settle: HumanDuration, broken: &mut Broken) {
+    let worker = &pool.worker_config;
+    let mut complain = |pointer: &str, summary: String, help: &str| {
+        let found = Diagnostic::error("not-for-instances", summary).help(help);
+        broken.push((format!("/worker_config/{pointer}"), found));
+    };
+    let by_user_data = "write into `ec2.user_data` what it runs when it starts";
+    if !worker.command.is_empty() {
+        complain("command", "an instance is given no command".to_owned(), by_user_data);
+    }
+    if !worker.environment.is_empty() {
+        complain("environment", "an instance is given no environment".to_owned(), by_user_data);
+    }
+    for (field, wrong) in [
+        ("labels", pool_ec2::wrong_tags(&worker.labels, &[])),
+        ("tags", pool_ec2::wrong_tags(&worker.labels, &worker.tags)),
+    ] {
+        if let Some(why) = wrong {
+            complain(field, why, "labels and tags are the instance's own tags, which have limits");
+            break;
+        }
+    }
+    let own = worker.ec2.as_ref();
+    let data = own.and_then(|own| own.user_data.as_ref()).map_or(0, String::len);
+    if data > pool_ec2::MOST_USER_DATA {
+        let summary = format!("`user_data` has {data} bytes; EC2 takes 16384");
+        complain("ec2/user_data", summary, "fetch the rest from somewhere");
+    }
+    let types = own.map_or(&[][..], |own| &own.instance_types);
+    if types.is_empty() && pool_ec2::fitting(worker.cpu_cores, worker.memory_mb).is_empty() {
+        let summary = format!(
+            "no type of instance that is known here has {} cores and {} MiB",
+            worker.cpu_cores, worker.memory_mb
+        );
+        complain("cpu_cores", summary, "name types in `ec2.instance_types`");
+    }
+    for (number, name) in types.iter().enumerate() {
+        let Some((cores, memory_mb)) = pool_ec2::size_of(name) else { continue };
+        if cores < worker.cpu_cores || memory_mb < worker.memory_mb {
+            let summary =
+                format!("{name} has {cores} cores and {memory_mb} MiB, less than asked for");
+            let help =
+                "lower `cpu_cores` and `memory_mb`, which jobs ask by, or name a larger type";
+            complain(&format!("ec2/instance_types/{number}"), summary, help);
+        }
+    }
+    check_time(pool, settle, broken);
+}
+
+/// Instances take their time, and what EC2 shows of them.
+fn check_time(pool: &StaticPoolConfig, settle: HumanDuration, broken: &mut Broken) {
+    if pool.provisioning.timeout <= settle {
+        let summary = format!(
+            "`timeout` ({}) must be longer than the provider's `settle` ({settle})",
+            pool.provisioning.timeout
+        );
+        let found = Diagnostic::error("short-timeout", summary)
+            .help("what became of a lost call is known only after that");
+        return broken.push(("/provisioning/timeout".to_owned(), found));
+    }
+    let by_ec2 = pool.health_check.kind == HealthCheckKind::Provider;
+    if by_ec2 && pool.provisioning.timeout.get() < STATUS_CHECKS {
+        let summary = format!(
+            "EC2's status checks take minutes; a new worker has {} to pass them",
+            pool.provisioning.timeout
+        );
+        let found = Diagnostic::warning("short-timeout", summary)
+            .help("set `provisioning.timeout: 10m`, or a `health_check` of type tcp or http");
+        broken.push(("/provisioning/timeout".to_owned(), found));
     }
 }
 

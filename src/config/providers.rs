@@ -40,6 +40,8 @@ pub enum ProviderKind {
     Local(pool_local::Config),
     /// Containers of a Docker engine, or of podman's service.
     Docker(pool_docker::Config),
+    /// Instances of Amazon EC2.
+    Ec2(Box<pool_ec2::Config>),
     /// Whatever an executable creates.
     Exec(Box<pool_exec::Config>),
     /// A simulated cloud.
@@ -86,6 +88,7 @@ impl ProviderConfig {
         let kind = match name {
             "local" => ProviderKind::Local(pool_local::Config::default()),
             "docker" => ProviderKind::Docker(pool_docker::Config::default()),
+            "ec2" => ProviderKind::Ec2(Box::default()),
             "sim" => ProviderKind::Sim(pool_sim::Config::default()),
             _ => return None,
         };
@@ -96,9 +99,18 @@ impl ProviderConfig {
     /// where the workers are, whatever the environment of another process says.
     #[must_use]
     pub fn in_environment(mut self, environment: &BTreeMap<String, String>) -> Self {
+        let told = |names: &[&str]| {
+            let mut values = names.iter().filter_map(|name| environment.get(*name));
+            values.find(|value| !value.is_empty()).cloned()
+        };
         if let ProviderKind::Docker(docker) = &mut self.kind {
-            let told = environment.get("DOCKER_HOST").filter(|host| !host.is_empty());
-            docker.host = docker.host.take().or_else(|| told.cloned());
+            docker.host = docker.host.take().or_else(|| told(&["DOCKER_HOST"]));
+        }
+        if let ProviderKind::Ec2(ec2) = &mut self.kind {
+            let region = || told(&["AWS_REGION", "AWS_DEFAULT_REGION"]);
+            ec2.region = ec2.region.take().or_else(region);
+            let endpoint = || told(&["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL"]);
+            ec2.endpoint = ec2.endpoint.take().or_else(endpoint);
         }
         if let ProviderKind::Exec(exec) = self.kind {
             // Whoever goes on with what is recorded may be somewhere else.
@@ -107,20 +119,27 @@ impl ProviderConfig {
         self
     }
 
-    /// Returns the provider as its workers are found: where an executable says they are is part of that.
+    /// Returns the provider as its workers are found: where it says they are is part of that.
     #[must_use]
     pub fn at(mut self, place: Option<&str>) -> Self {
-        if let ProviderKind::Exec(exec) = &mut self.kind {
-            exec.place = place.map(str::to_owned);
+        match &mut self.kind {
+            ProviderKind::Exec(exec) => exec.place = place.map(str::to_owned),
+            ProviderKind::Ec2(ec2) => ec2.account = place.map(str::to_owned),
+            ProviderKind::Local(_) | ProviderKind::Docker(_) | ProviderKind::Sim(_) => {}
         }
         self
     }
 
     /// Takes over where `other` says that its workers are, unless this says so itself.
     pub fn keep_place_of(&mut self, other: &Self) {
-        if let (ProviderKind::Exec(own), ProviderKind::Exec(other)) = (&mut self.kind, &other.kind)
-        {
-            own.place = own.place.take().or_else(|| other.place.clone());
+        match (&mut self.kind, &other.kind) {
+            (ProviderKind::Exec(own), ProviderKind::Exec(other)) => {
+                own.place = own.place.take().or_else(|| other.place.clone());
+            }
+            (ProviderKind::Ec2(own), ProviderKind::Ec2(other)) => {
+                own.account = own.account.take().or_else(|| other.account.clone());
+            }
+            _ => {}
         }
     }
 
@@ -134,8 +153,8 @@ impl ProviderConfig {
     }
 
     /// Returns the names of the providers that are there without being declared.
-    pub fn implicit_names() -> [&'static str; 3] {
-        ["docker", "local", "sim"]
+    pub fn implicit_names() -> [&'static str; 4] {
+        ["docker", "ec2", "local", "sim"]
     }
 }
 
@@ -145,6 +164,7 @@ impl ProviderKind {
         match self {
             Self::Local(_) => "local",
             Self::Docker(_) => "docker",
+            Self::Ec2(_) => "ec2",
             Self::Exec(_) => "exec",
             Self::Sim(_) => "sim",
         }
@@ -158,6 +178,13 @@ impl ProviderKind {
                 let host = host.as_deref().unwrap_or(pool_docker::DEFAULT_HOST);
                 format!("of type docker at {host}")
             }
+            Self::Ec2(ec2) => {
+                let region = ec2.region.as_deref().unwrap_or("no region");
+                let at = ec2.endpoint.as_ref().map(|endpoint| format!(" at {endpoint}"));
+                let account = ec2.account.as_ref().map(|account| format!(", {account}"));
+                let (at, account) = (at.unwrap_or_default(), account.unwrap_or_default());
+                format!("of type ec2 in {region}{at}{account}")
+            }
             Self::Exec(exec) => match &exec.place {
                 Some(place) => format!("of type exec at {place}"),
                 None => "of type exec".to_owned(),
@@ -170,12 +197,26 @@ impl ProviderKind {
         matches!(self, Self::Exec(_))
     }
 
+    /// Returns whether only the provider itself knows where exactly its workers are.
+    pub fn says_place(&self) -> bool {
+        matches!(self, Self::Exec(_) | Self::Ec2(_))
+    }
+
     /// Returns whether the workers of the one are not those of the other. An executable that does not say where its
     /// workers are is believed.
     pub fn is_elsewhere(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Exec(one), Self::Exec(other)) => {
                 matches!((&one.place, &other.place), (Some(one), Some(other)) if one != other)
+            }
+            // The region's own endpoint may be written down or not.
+            (Self::Ec2(one), Self::Ec2(other)) => {
+                let is_another_account = matches!(
+                    (&one.account, &other.account), (Some(one), Some(other)) if one != other
+                );
+                is_another_account
+                    || one.region != other.region
+                    || one.endpoint() != other.endpoint()
             }
             (one, other) => one.place() != other.place(),
         }
@@ -185,7 +226,7 @@ impl ProviderKind {
     pub fn network(&self) -> Option<&str> {
         match self {
             Self::Docker(docker) => docker.network.as_deref(),
-            Self::Local(_) | Self::Exec(_) | Self::Sim(_) => None,
+            Self::Local(_) | Self::Ec2(_) | Self::Exec(_) | Self::Sim(_) => None,
         }
     }
 
@@ -194,6 +235,7 @@ impl ProviderKind {
         match self {
             Self::Local(_) => &[WorkerType::Process],
             Self::Docker(_) => &[WorkerType::Container],
+            Self::Ec2(_) => &[WorkerType::Vm],
             Self::Exec(_) | Self::Sim(_) => {
                 &[WorkerType::Process, WorkerType::Container, WorkerType::Vm, WorkerType::Host]
             }
@@ -212,6 +254,7 @@ fn described(generator: &mut SchemaGenerator) -> Vec<Described> {
             "Containers of a Docker engine, or of podman's service.",
             pool_docker::Config::json_schema(generator),
         ),
+        ("ec2", "Instances of Amazon EC2.", pool_ec2::Config::json_schema(generator)),
         (
             "exec",
             "Whatever an executable creates that speaks the provider protocol.",

@@ -6,7 +6,7 @@
 pub type Rule = (&'static str, &'static str);
 
 /// The rules, by name.
-pub const RULES: [Rule; 44] = [
+pub const RULES: [Rule; 46] = [
     ("ambiguous-override", "Two environment variables must not set the same field."),
     ("bad-alias", "An alias must not refer to itself."),
     ("bad-format", "A text must have the form that its field wants."),
@@ -34,6 +34,7 @@ pub const RULES: [Rule; 44] = [
     ("no-network", "Workers without a network have no ports and are not probed by network."),
     ("no-room-to-update", "`max_surge` and `max_unavailable` leave room for a replacement."),
     ("not-an-option", "A value is one of those that its field knows."),
+    ("not-for-instances", "An instance of EC2 has what EC2 takes, and as much as is asked for."),
     ("not-json", "A number is one that JSON can hold."),
     ("not-of-this-provider", "A worker type is one that the provider says it has."),
     ("not-of-this-type", "A key is used with the type of provider that it is for."),
@@ -41,6 +42,7 @@ pub const RULES: [Rule; 44] = [
     ("nul-byte", "A text holds no NUL byte."),
     ("out-of-range", "A number is within its bounds."),
     ("reserved-variable", "Variables that begin with POOL_ are the provider's."),
+    ("short-timeout", "A new worker has time to pass its health check."),
     ("syntax", "A file is YAML or JSON."),
     ("too-deep", "A document is not nested deeper than 64 levels."),
     ("too-large", "A document is not larger than any config."),

@@ -30,7 +30,7 @@ struct PoolsDocument {
     #[serde(default = "version")]
     #[schemars(range(min = 1, max = 1), example = 1)]
     version: u32,
-    /// Where workers come from, by the names that pools give. `local`, `docker` and `sim` are there
+    /// Where workers come from, by the names that pools give. `local`, `docker`, `ec2` and `sim` are there
     /// without being declared.
     #[serde(default)]
     #[schemars(example = json!({ "build-host": { "type": "local", "max_concurrency": 4 } }))]

@@ -28,6 +28,7 @@ pub(crate) fn snippets(place: Place) -> Value {
         Place::Pools => vec![
             snippet("pool of processes", "Processes on this machine", &processes()),
             snippet("pool of containers", "Containers of a Docker engine", &containers()),
+            snippet("pool of instances", "Instances of Amazon EC2", &instances()),
             snippet("pool of an executable", "What an executable creates", &of_an_executable()),
         ],
         Place::Providers => vec![
@@ -38,6 +39,16 @@ pub(crate) fn snippets(place: Place) -> Value {
                     "type": "docker",
                     "host": "${2:unix:///var/run/docker.sock}",
                     "max_concurrency": "^${3:5}",
+                } }),
+            ),
+            snippet(
+                "provider: ec2",
+                "Amazon EC2 in a region",
+                &json!({ "${1:frankfurt}": {
+                    "type": "ec2",
+                    "region": "${2:eu-central-1}",
+                    "subnets": ["${3:subnet-0a1b2c3d}"],
+                    "security_groups": ["${4:sg-0a1b2c3d}"],
                 } }),
             ),
             snippet(
@@ -102,6 +113,22 @@ fn containers() -> Value {
             "cpu_cores": "^${5:2}",
             "memory_mb": "^${6:2048}",
         },
+    })
+}
+
+fn instances() -> Value {
+    json!({
+        "pool_id": "${1:ci-linux}",
+        "worker_type": "vm",
+        "provider": "${2:ec2}",
+        "fixed_size": "^${3:3}",
+        "worker_config": {
+            "image": "${4:ami-0a1b2c3d4e5f60718}",
+            "cpu_cores": "^${5:2}",
+            "memory_mb": "^${6:8192}",
+            "ec2": { "instance_types": ["${7:m7i.large}", "${8:m6i.large}"] },
+        },
+        "provisioning": { "timeout": "${9:10m}" },
     })
 }
 

@@ -162,6 +162,10 @@ pub struct StaticWorkerConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "pool_docker::WorkerAttributes")]
     pub docker: Option<pool_docker::WorkerAttributes>,
+    /// What only workers of a provider of type `ec2` have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "pool_ec2::WorkerAttributes")]
+    pub ec2: Option<pool_ec2::WorkerAttributes>,
     /// What only workers of a provider of type `exec` have: whatever its executable understands. It is checked
     /// when planning, by what the executable says of itself.
     #[serde(default, skip_serializing_if = "Map::is_empty")]

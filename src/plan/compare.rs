@@ -6,6 +6,7 @@
 //! | `labels`, `tags`                               | update, where the provider can  | nothing that runs depends on them |
 //! | `image`, `command`, `cpu_cores`, `memory_mb`,  | replace                         | a running worker keeps what it was started with |
 //! | `docker_enabled`, `environment`, `docker`,     |                                 | |
+//! | `ec2`, `attributes`,                           |                                 | |
 //! | `worker_type`, `network`                       |                                 | |
 //! | `provider`                                     | replace                         | a worker cannot move |
 //! | a secret's value, by keyed hash                | replace                         | as for the environment |

@@ -91,7 +91,7 @@ pub(super) fn verify_plan(providers: &Open, plan: &Plan) -> Result<(), PoolError
     let mut misfits = Vec::new();
     for pool in &plan.pools {
         let creates = pool.steps.iter().any(|step| step.create.is_some());
-        let asked = pool.provider_config.as_ref().filter(|config| config.kind.is_asked());
+        let asked = pool.provider_config.as_ref().filter(|config| config.kind.says_place());
         if let Some(config) = asked.filter(|_| creates) {
             let now = config.clone().at(place(providers, &pool.provider).as_deref());
             if config.kind.is_elsewhere(&now.kind) {

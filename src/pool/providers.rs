@@ -167,7 +167,7 @@ impl Providers {
         if let Some(known) = self.shelf().known(name, &config) {
             return known.ok();
         }
-        if config.kind.is_asked() {
+        if config.kind.says_place() {
             return None;
         }
         let opened = open_now(name, &config, &opening.settings);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pool_docker::DockerProvider;
+use pool_ec2::Ec2Provider;
 use pool_exec::ExecProvider;
 use pool_local::LocalProvider;
 use pool_provider::{SharedProvider, WorkerProvider as _};
@@ -54,8 +55,18 @@ pub(super) async fn open(
     config: &ProviderConfig,
     settings: &ProviderSettings,
 ) -> Result<SharedProvider, PoolError> {
-    let ProviderKind::Exec(exec) = &config.kind else {
-        return open_now(name, config, settings);
+    let exec = match &config.kind {
+        ProviderKind::Exec(exec) => exec,
+        ProviderKind::Ec2(ec2) => {
+            let mut provider = instances(name, ec2, settings)?;
+            let given = ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"];
+            let given = given.iter().find_map(|variable| settings.environment.get(*variable));
+            if let Some(endpoint) = given.cloned().or_else(|| ec2.identity_endpoint()) {
+                provider.ask_account(endpoint.trim_end_matches('/')).await;
+            }
+            return Ok(SharedProvider::new(provider));
+        }
+        _ => return open_now(name, config, settings),
     };
     let failed = |reason: String| PoolError::Provider { name: name.to_owned(), reason };
     let secrets = Secrets::new(Arc::clone(&settings.environment), None);
@@ -104,6 +115,7 @@ pub(super) fn open_now(
             let settings = pool_docker::Settings { name: name.to_owned(), host };
             Ok(SharedProvider::new(DockerProvider::new(docker.clone(), settings)))
         }
+        ProviderKind::Ec2(ec2) => instances(name, ec2, settings).map(SharedProvider::new),
         ProviderKind::Exec(_) => Err(failed("it has to be asked first".to_owned())),
         ProviderKind::Sim(_) => {
             let clock = settings.clock.clone();
@@ -113,6 +125,18 @@ pub(super) fn open_now(
                 .map_err(|error| failed(error.to_string()))
         }
     }
+}
+
+fn instances(
+    name: &str,
+    config: &pool_ec2::Config,
+    settings: &ProviderSettings,
+) -> Result<Ec2Provider, PoolError> {
+    let clock = settings.clock.clone();
+    let now = Arc::new(move || clock.system_now());
+    let own = pool_ec2::Settings { name: name.to_owned(), now };
+    let failed = |reason| PoolError::Provider { name: name.to_owned(), reason };
+    Ec2Provider::new(config.clone(), own).map_err(failed)
 }
 
 /// Returns the folder of one provider: beside `root`, which is that of the provider called as its type.

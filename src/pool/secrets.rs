@@ -109,7 +109,11 @@ impl Secrets {
                 environment,
                 secrets: spec.secrets().into_keys().map(str::to_owned).collect(),
                 network: spec.network.clone(),
-                attributes: worker.docker.map_or(worker.attributes, attributes),
+                attributes: match (worker.docker, worker.ec2) {
+                    (Some(docker), _) => attributes(docker),
+                    (None, Some(ec2)) => attributes(ec2),
+                    (None, None) => worker.attributes,
+                },
             },
         })
     }

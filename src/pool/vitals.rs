@@ -81,6 +81,7 @@ impl Prober {
             Probed::Failed(why) | Probed::Gone(why) => {
                 self.store.mark_suspect(&worker, Some(why.clone())).await?;
             }
+            Probed::Unasked(_) => {}
         }
         Ok(Some((worker, probed)))
     }
@@ -108,6 +109,8 @@ impl Prober {
         match &probed {
             Probed::Passed => self.vitals.passed(worker.row, asked_at),
             Probed::Failed(_) | Probed::Gone(_) => self.vitals.forget(worker.row),
+            // It is vouched for as long as it was.
+            Probed::Unasked(_) => {}
         }
         Ok(probed)
     }

@@ -18,9 +18,13 @@ pub fn event_text(event: &ApplyEvent, look: Look) -> Option<String> {
     match &event.kind {
         ApplyEventKind::Started => None,
         ApplyEventKind::Retrying { attempt, why, delay } => {
-            Some(look.changed(&format!(
-                "{address}: attempt {attempt} failed, next in {delay:.1?}: {why}"
-            )))
+            let when =
+                if delay.is_zero() { "at once".to_owned() } else { format!("in {delay:.1?}") };
+            let told = match attempt {
+                Some(attempt) => format!("{address}: attempt {attempt} failed, next {when}: {why}"),
+                None => format!("{address}: next try {when}: {why}"),
+            };
+            Some(look.changed(&told))
         }
         ApplyEventKind::Found { why } => Some(look.changed(&format!(
             "{address}: {} is there, though its create had no answer that counts: {why}",
@@ -48,7 +52,10 @@ pub fn event_json(event: &ApplyEvent, at: Timestamp) -> Value {
         ApplyEventKind::Retrying { attempt, why, delay } => (
             "apply_progress",
             json!({ "attempt": attempt, "error": why, "retry_in_seconds": delay.as_secs_f64() }),
-            format!("attempt {attempt} failed: {why}"),
+            attempt.map_or_else(
+                || format!("tried again: {why}"),
+                |attempt| format!("attempt {attempt} failed: {why}"),
+            ),
         ),
         ApplyEventKind::Found { why } => (
             "apply_progress",

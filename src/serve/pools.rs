@@ -138,7 +138,7 @@ async fn verify(served: &Served, worker: &WorkerName) -> Result<Json<Value>, Pro
     let probed = pool.verify(key(worker)).await?;
     let (healthy, why) = match probed {
         Probed::Passed => (true, Value::Null),
-        Probed::Failed(why) | Probed::Gone(why) => (false, json!(why)),
+        Probed::Failed(why) | Probed::Gone(why) | Probed::Unasked(why) => (false, json!(why)),
     };
     served.keeper.look_again();
     described(served, worker, BTreeMap::from([("healthy", json!(healthy)), ("why", why)])).await

@@ -18,12 +18,13 @@ use super::holder::Holder;
 use super::lifecycle::{NewCreate, OpenedOperation, WorkerKey};
 use super::load::{from_ms, to_ms};
 use super::lock::PoolLock;
+use super::operation::token;
 use super::providers;
 use super::writer::JobError;
 use crate::config::{Pick, ProviderConfig, StaticPoolConfig};
 use crate::desired::{SecretHashes, Spec};
 use crate::plan::{Budget, Failure, RecordedSpec};
-use crate::worker::{DeploymentId, Phase, PoolId};
+use crate::worker::{DeploymentId, Phase};
 
 /// What every change has at hand: the connection, who changes, and when.
 pub(super) struct Change<'c> {
@@ -210,7 +211,7 @@ impl Change<'_> {
     }
 
     /// Returns the row of this process, writing it when it is new.
-    fn holder_row(&self) -> Result<i64, JobError> {
+    pub(super) fn holder_row(&self) -> Result<i64, JobError> {
         let body = serde_json::to_string(&*self.holder).unwrap_or_default();
         let sql = "INSERT INTO holder (body) VALUES (?1) ON CONFLICT (body) DO NOTHING";
         self.execute(sql, [&body])?;
@@ -330,69 +331,6 @@ impl Change<'_> {
         self.event(Some(key), "phase", &create.why, (None, Some(phase)))
     }
 
-    pub(super) fn open(
-        &self,
-        key: WorkerKey,
-        kind: &str,
-        timeout: Duration,
-        token: String,
-    ) -> Result<OpenedOperation, JobError> {
-        let row = self.known_worker(key)?;
-        let holder = self.holder_row()?;
-        let deadline = self.now.checked_add(timeout).unwrap_or(Timestamp::MAX);
-        self.execute(
-            "INSERT INTO operation (worker, pool, slot, kind, state, attempt, token, sent_at, deadline,
-                 fence, holder)
-             VALUES (?1, ?2, ?3, ?4, 'intended', ?5, ?6, ?7, ?8, ?9, ?10)",
-            (
-                row.id,
-                self.pool(),
-                key.slot.0,
-                kind,
-                row.attempt,
-                &token,
-                to_ms(self.now),
-                to_ms(deadline),
-                self.lock.fence,
-                holder,
-            ),
-        )?;
-        Ok(OpenedOperation { id: self.connection.last_insert_rowid(), attempt: row.attempt, token })
-    }
-
-    pub(super) fn reopen(&self, key: WorkerKey) -> Result<OpenedOperation, JobError> {
-        let row = self.known_worker(key)?;
-        let holder = self.holder_row()?;
-        let changed = self.execute(
-            "UPDATE operation SET state = 'intended', sent_at = ?2, fence = ?3, holder = ?4
-             WHERE worker = ?1 AND kind = 'create' AND state IN ('intended', 'unknown')",
-            (row.id, to_ms(self.now), self.lock.fence, holder),
-        )?;
-        if changed == 0 {
-            return self.conflict(key, "it has no open create operation");
-        }
-        let sql = "SELECT id, attempt, token FROM operation
-                   WHERE worker = ?1 AND state = 'intended'";
-        Ok(self.connection.prepare_cached(sql)?.query_row([row.id], |row| {
-            Ok(OpenedOperation { id: row.get(0)?, attempt: row.get(1)?, token: row.get(2)? })
-        })?)
-    }
-
-    pub(super) fn close_open(
-        &self,
-        key: WorkerKey,
-        state: &str,
-        error: Option<&str>,
-    ) -> Result<(), JobError> {
-        let row = self.known_worker(key)?;
-        self.execute(
-            "UPDATE operation SET state = ?2, finished_at = ?3, error = ?4
-             WHERE worker = ?1 AND state IN ('intended', 'unknown')",
-            (row.id, state, to_ms(self.now), error),
-        )?;
-        Ok(())
-    }
-
     pub(super) fn created(
         &self,
         key: WorkerKey,
@@ -401,17 +339,26 @@ impl Change<'_> {
     ) -> Result<(), JobError> {
         self.close_open(key, "done", None)?;
         self.bump_serial()?;
-        let row = self.known_worker(key)?;
+        self.describe(key, observed)?;
+        self.move_to(key, Phase::Verifying, Some(timeout), "created")
+    }
+
+    /// Records what the provider says that a worker is, and how it is reached.
+    pub(super) fn describe(
+        &self,
+        key: WorkerKey,
+        observed: &ObservedWorker,
+    ) -> Result<(), JobError> {
         self.execute(
             "UPDATE worker SET provider_id = ?2, addresses = ?3, attributes = ?4 WHERE id = ?1",
             (
-                row.id,
+                self.known_worker(key)?.id,
                 &observed.provider_id,
                 serde_json::to_string(&observed.addresses).unwrap_or_default(),
                 serde_json::to_string(&observed.attributes).unwrap_or_default(),
             ),
         )?;
-        self.move_to(key, Phase::Verifying, Some(timeout), "created")
+        Ok(())
     }
 
     pub(super) fn adopted(
@@ -480,17 +427,4 @@ impl Change<'_> {
         self.execute(&format!("DELETE FROM worker WHERE id IN ({older})"), parameters)?;
         Ok(())
     }
-}
-
-/// The same attempt of the same worker always has the same token; another one never does.
-fn token(
-    deployment: &DeploymentId,
-    pool: &PoolId,
-    key: WorkerKey,
-    attempt: u32,
-    spec_hash: &str,
-) -> String {
-    let WorkerKey { slot, generation } = key;
-    let text = format!("{deployment}|{pool}|{slot}|{generation}|{attempt}|{spec_hash}");
-    Sha256::digest(text)[..20].iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -54,6 +54,8 @@ pub struct OpenedOperation {
     pub id: i64,
     /// Grows only on proof that the attempt before left nothing.
     pub attempt: u32,
+    /// How many attempts before this one found no capacity; the same for repeats of one attempt.
+    pub passed_over: u32,
     /// The idempotency token: the same for repeats of one attempt.
     pub token: String,
 }
@@ -209,10 +211,20 @@ impl Store {
         self.change(lock, move |change| change.fail(key, &failure)).await
     }
 
-    /// Records that a worker passed its health check.
-    pub async fn record_ready(&self, lock: &PoolLock, key: WorkerKey) -> Result<(), StateError> {
-        self.change(lock, move |change| change.move_to(key, Phase::Ready, None, "health_check"))
-            .await
+    /// Records that a worker passed its health check, and what is known of it by `now`, if that may be more.
+    pub async fn record_ready(
+        &self,
+        lock: &PoolLock,
+        key: WorkerKey,
+        now: Option<ObservedWorker>,
+    ) -> Result<(), StateError> {
+        self.change(lock, move |change| {
+            if let Some(now) = now {
+                change.describe(key, &now)?;
+            }
+            change.move_to(key, Phase::Ready, None, "health_check")
+        })
+        .await
     }
 
     /// Opens an update of labels and tags; an open one is superseded: updates set, they do not add.

@@ -16,6 +16,7 @@
 //! | `lifecycle`  | the intent and the result of every provider call                |
 //! | `draining`   | workers that are to go while jobs have them                      |
 //! | `change`     | one transaction's view of a locked pool                       |
+//! | `operation`  | the rows of provider calls                                     |
 //! | [`leases`]   | who has which worker                                           |
 //! | `offers`     | what pools offer to those who ask                               |
 //! | `providers`  | how providers are reached, and how much is asked of them          |
@@ -42,6 +43,7 @@ mod moves;
 mod names;
 mod offers;
 mod open;
+mod operation;
 mod providers;
 mod reader;
 mod trials;

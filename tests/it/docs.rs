@@ -14,6 +14,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::ec2::Region;
 use crate::engines::not_run;
 use crate::pipelines::has;
 use crate::sandbox::{Sandbox, asked_for};
@@ -170,21 +171,33 @@ fn run(sandbox: &Sandbox, pieces: &[Piece]) -> Vec<(String, i32)> {
     runs.map(|(number, _)| read(number)).collect()
 }
 
-/// Whether everything is there that a page needs; sets what is said of it.
-fn prepared(sandbox: &mut Sandbox, page: &str) -> bool {
+/// What stands beside a page while it is followed.
+type Beside = Option<Region>;
+
+/// Returns what a page needs, unless it is not there; sets what is said of it.
+fn prepared(sandbox: &mut Sandbox, page: &str) -> Option<Beside> {
+    let mut beside = None;
     let needs =
         page.lines().find_map(|line| line.strip_prefix("<!-- needs: ")?.strip_suffix(" -->"));
     for need in needs.unwrap_or_default().split(' ').filter(|need| !need.is_empty()) {
+        if need == "ec2" {
+            let region = Region::new()?;
+            for (name, value) in region.variables("eu-central-1") {
+                sandbox.set(name, &value);
+            }
+            beside = Some(region);
+            continue;
+        }
         if need != "docker" {
             if !has(&[need]) {
-                return false;
+                return None;
             }
             continue;
         }
         let Some(host) = asked_for("POOL_TEST_DOCKER") else {
             assert!(asked_for("POOL_TEST_ENGINES").is_none(), "POOL_TEST_DOCKER is not set");
             not_run("an engine; POOL_TEST_DOCKER is not set");
-            return false;
+            return None;
         };
         sandbox.set("DOCKER_HOST", &host);
         // What pages take from a registry is made from what is here.
@@ -192,7 +205,7 @@ fn prepared(sandbox: &mut Sandbox, page: &str) -> bool {
             .shell("docker tag pool-test:1 busybox:1.36 && docker tag pool-test:2 busybox:1.37");
         assert_eq!(tagged.code, Some(0), "{}", tagged.stderr);
     }
-    true
+    Some(beside)
 }
 
 #[track_caller]
@@ -202,9 +215,7 @@ fn follow(name: &str) {
     let mut sandbox = Sandbox::new();
     sandbox.set("LANG", "C.UTF-8");
     sandbox.set("USER", "you");
-    if !prepared(&mut sandbox, &text) {
-        return;
-    }
+    let Some(_beside) = prepared(&mut sandbox, &text) else { return };
     let pieces = pieces(&text);
     let place = sandbox.path().display().to_string();
     let ran = run(&sandbox, &pieces);
@@ -255,6 +266,7 @@ followed! {
     the_tutorial: "tutorial.md",
     how_to_processes: "how-to/processes.md",
     how_to_containers: "how-to/containers.md",
+    how_to_instances: "how-to/instances.md",
     how_to_an_executable: "how-to/your-own-provider.md",
     how_to_simulate: "how-to/simulate.md",
     how_to_roll_out: "how-to/roll-out.md",

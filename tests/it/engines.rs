@@ -11,6 +11,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::ec2::{IMAGES, Region};
 use crate::sandbox::{Sandbox, asked_for, pause, wait_until};
 use crate::serve::Server;
 
@@ -23,6 +24,7 @@ enum Ground {
     Docker(String),
     /// One of `examples/providers`, and where its workers are kept.
     Exec(&'static str, tempfile::TempDir),
+    Ec2(Region),
 }
 
 /// Says that a test was not run, and what it needs. Not by a macro: the test runner would keep it to itself.
@@ -61,6 +63,21 @@ impl Ground {
         None
     }
 
+    /// Returns a folder whose commands have the credentials that are needed.
+    fn sandbox(&self) -> Sandbox {
+        match self {
+            Self::Ec2(_) => Region::sandbox(),
+            Self::Local | Self::Docker(_) | Self::Exec(..) => Sandbox::new(),
+        }
+    }
+
+    /// Waits until a listing is believed that does not show a worker which became ready a moment ago.
+    fn settle(&self) {
+        if let Self::Ec2(_) = self {
+            pause(crate::ec2::SETTLE);
+        }
+    }
+
     fn yaml(&self, size: u32, version: u8) -> String {
         let (kind, provider, worker) = match self {
             Self::Local | Self::Exec(..) => {
@@ -71,7 +88,7 @@ impl Ground {
                         env!("CARGO_MANIFEST_DIR"),
                         folder.path().display()
                     ),
-                    Self::Local | Self::Docker(_) => "type: local".to_owned(),
+                    Self::Local | Self::Docker(_) | Self::Ec2(_) => "type: local".to_owned(),
                 };
                 ("process", provider, format!("image: {image}, command: ['600']"))
             }
@@ -79,6 +96,11 @@ impl Ground {
                 "container",
                 format!("type: docker, host: '{host}', stop_grace: 0s, pull: never"),
                 format!("image: 'pool-test:{version}'"),
+            ),
+            Self::Ec2(region) => (
+                "vm",
+                region.settings("eu-central-1"),
+                format!("image: {}", IMAGES[usize::from(version) - 1]),
             ),
         };
         format!(
@@ -91,21 +113,28 @@ impl Ground {
     /// Returns the live workers of the state in `sandbox`.
     fn seen(&self, sandbox: &Sandbox) -> BTreeSet<Seen> {
         match self {
-            Self::Local | Self::Exec(..) => processes(&deployment(sandbox)),
-            Self::Docker(host) => containers(host, &deployment(sandbox), false),
+            Self::Local | Self::Exec(..) => processes(&sandbox.deployment().unwrap()),
+            Self::Docker(host) => containers(host, &sandbox.deployment().unwrap(), false),
+            Self::Ec2(region) => instances(region, &sandbox.deployment().unwrap()),
         }
     }
 
     /// Returns everything that is left of the state in `sandbox`, dead or alive.
     fn left(&self, sandbox: &Sandbox) -> BTreeSet<Seen> {
         match self {
-            Self::Local | Self::Exec(..) => processes(&deployment(sandbox)),
-            Self::Docker(host) => containers(host, &deployment(sandbox), true),
+            Self::Local | Self::Exec(..) => processes(&sandbox.deployment().unwrap()),
+            Self::Docker(host) => containers(host, &sandbox.deployment().unwrap(), true),
+            // What is terminated is shown for another hour.
+            Self::Ec2(region) => instances(region, &sandbox.deployment().unwrap()),
         }
     }
 
     fn kill(&self, worker: &Seen) {
         let mut command = match self {
+            Self::Ec2(region) => {
+                drop(region.witness("eu-central-1", &["terminate", &worker.handle]));
+                return;
+            }
             Self::Local | Self::Exec(..) => {
                 let mut kill = Command::new("kill");
                 kill.args(["-9", &worker.handle]);
@@ -122,10 +151,15 @@ impl Ground {
     }
 }
 
-fn deployment(sandbox: &Sandbox) -> String {
-    let database = rusqlite::Connection::open(sandbox.path().join(".pool/state.db")).unwrap();
-    let sql = "SELECT CAST(value AS TEXT) FROM meta WHERE key = 'deployment'";
-    database.query_row(sql, [], |row| row.get(0)).unwrap()
+fn instances(region: &Region, deployment: &str) -> BTreeSet<Seen> {
+    let found = region.witness("eu-central-1", &["list", deployment]);
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let seen = |instance: &Value| Seen {
+        worker: text(&instance["Tags"]["pool.worker"]),
+        image: text(&instance["ImageId"]),
+        handle: text(&instance["InstanceId"]),
+    };
+    found.as_array().unwrap().iter().map(seen).collect()
 }
 
 fn containers(host: &str, deployment: &str, dead_too: bool) -> BTreeSet<Seen> {
@@ -188,15 +222,16 @@ fn scenario(ground: &Ground) {
     let images = match ground {
         Ground::Local | Ground::Exec(..) => ["/bin/sleep", "/usr/bin/sleep"],
         Ground::Docker(_) => ["pool-test:1", "pool-test:2"],
+        Ground::Ec2(_) => IMAGES,
     };
     // Another state on the same engine, with the same pool: nobody touches its workers.
-    let neighbour = Sandbox::new();
+    let neighbour = ground.sandbox();
     neighbour.write("pool.yaml", &ground.yaml(2, 1));
     apply(&neighbour);
     let neighbours = ground.seen(&neighbour);
     assert_all(&neighbours, 2, images[0]);
 
-    let sandbox = Sandbox::new();
+    let sandbox = ground.sandbox();
     sandbox.write("pool.yaml", &ground.yaml(10, 1));
     apply(&sandbox);
     assert_all(&ground.seen(&sandbox), 10, images[0]);
@@ -206,6 +241,7 @@ fn scenario(ground: &Ground) {
     ground.kill(&victim);
     // An engine has the signal sent and says so before the process is gone.
     wait_until("it is gone", || !ground.seen(&sandbox).contains(&victim));
+    ground.settle();
     let plan = sandbox.pool(&["plan", "pool.yaml", "--detailed-exitcode"]).exits(2).stdout;
     assert!(plan.contains("its worker is recorded and no longer there"), "{plan}");
     apply(&sandbox);
@@ -290,6 +326,13 @@ fn everything_works_on_a_python_program() {
 fn everything_works_on_dockerd() {
     if let Some(ground) = Ground::engine("POOL_TEST_DOCKER") {
         scenario(&ground);
+    }
+}
+
+#[test]
+fn everything_works_on_instances() {
+    if let Some(region) = Region::new() {
+        scenario(&Ground::Ec2(region));
     }
 }
 

@@ -26,12 +26,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod api;
+mod attempts;
 mod completions;
 mod crash;
+mod credentials;
 mod deploying;
 mod desk;
 mod digests;
 mod docs;
+mod ec2;
 mod editors;
 mod embedded;
 mod engines;

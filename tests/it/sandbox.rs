@@ -163,7 +163,7 @@ impl Sandbox {
     }
 
     /// The deployment of the state in this folder.
-    fn deployment(&self) -> Option<String> {
+    pub(crate) fn deployment(&self) -> Option<String> {
         let database = rusqlite::Connection::open(self.path().join(".pool/state.db")).ok()?;
         let sql = "SELECT CAST(value AS TEXT) FROM meta WHERE key = 'deployment'";
         database.query_row(sql, [], |row| row.get(0)).ok()

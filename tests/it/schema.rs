@@ -199,15 +199,17 @@ fn the_readme_lists_every_exit_code() {
 }
 
 /// Rules between fields, which no schema can say: what breaks one of these is valid for an editor and not for us.
-const CROSS_FIELD: [&str; 12] = [
+const CROSS_FIELD: [&str; 14] = [
     "bad-variable-name",
     "duplicate-pool",
     "health-check",
     "leases",
     "no-network",
     "no-room-to-update",
+    "not-for-instances",
     "not-of-this-type",
     "reserved-variable",
+    "short-timeout",
     "unknown-provider",
     "wrong-port",
     "wrong-worker-type",
@@ -260,6 +262,7 @@ fn whole() -> Value {
         "version": 1,
         "providers": {
             "engine": { "type": "docker", "host": "unix:///x", "pull": "never", "rate_limit": { "calls": 1, "per": "1s" } },
+            "aws": { "type": "ec2", "region": "eu-west-1", "subnets": ["subnet-0a1b2c3d"], "address": "public" },
             "cloud": { "type": "exec", "command": ["a"], "secrets": { "t": { "from_env": "T" } }, "timeout": "5s" },
         },
         "pools": [{
@@ -298,6 +301,8 @@ fn damage() -> impl Strategy<Value = Damage> {
         "fixd",
         "type",
         "docker",
+        "ec2",
+        "region",
     ];
     let any_place = any::<prop::sample::Index>;
     prop_oneof![

@@ -15,7 +15,10 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     ("health", &["config", "worker"]),
     ("state", &["plan", "lease", "config", "worker", "clock", "desired"]),
     ("probe", &["config", "health", "worker"]),
-    ("apply", &["plan", "lease", "state", "clock", "worker", "desired", "health", "probe"]),
+    (
+        "apply",
+        &["plan", "lease", "state", "clock", "config", "worker", "desired", "health", "probe"],
+    ),
     (
         "pool",
         &[

@@ -5,10 +5,11 @@
 //! |------------------|-----------------------------------------------------------------------|
 //! | not found        | of a delete: done; of a get: it does not exist now                     |
 //! | already exists   | lists and adopts                                                      |
-//! | out of capacity  | retries later; replaces destroy-first                                 |
+//! | out of capacity  | retries elsewhere at once, or later; replaces destroy-first           |
 //! | quota            | reports; a retry does not help                                        |
-//! | rate limited     | waits as told and repeats                                             |
+//! | rate limited     | waits as told and repeats; that is no failed attempt                  |
 //! | unauthenticated  | reports; a retry does not help                                        |
+//! | spent            | makes the next attempt, after a repeat too                            |
 //! | invalid spec     | reports; a retry does not help                                        |
 //! | transient        | repeats: nothing happened                                             |
 //! | unknown outcome  | never takes it for a failure: finds out, or repeats with the same token |
@@ -26,8 +27,14 @@ pub enum ProviderError {
     #[error("already exists: {0}")]
     AlreadyExists(String),
     /// The provider has no room now.
-    #[error("out of capacity: {0}")]
-    OutOfCapacity(String),
+    #[error("out of capacity: {message}")]
+    OutOfCapacity {
+        /// What the provider said.
+        message: String,
+        /// Whether the next attempt goes somewhere else, because more is passed over by then
+        /// ([`crate::CreateRequest::passed_over`]): it is made at once.
+        elsewhere: bool,
+    },
     /// A limit of the account is reached.
     #[error("quota exceeded: {0}")]
     Quota(String),
@@ -42,6 +49,10 @@ pub enum ProviderError {
     /// The credentials are missing or refused.
     #[error("unauthenticated: {0}")]
     Unauthenticated(String),
+    /// What the attempt brought is gone for good, whichever of its calls brought it, and none brings anything any
+    /// more: its token is used up.
+    #[error("attempt is over: {0}")]
+    Spent(String),
     /// The request can never succeed as it is.
     #[error("invalid spec: {0}")]
     InvalidSpec(String),
@@ -59,10 +70,11 @@ impl ProviderError {
         match self {
             Self::NotFound(_) => "not_found",
             Self::AlreadyExists(_) => "already_exists",
-            Self::OutOfCapacity(_) => "out_of_capacity",
+            Self::OutOfCapacity { .. } => "out_of_capacity",
             Self::Quota(_) => "quota",
             Self::RateLimited { .. } => "rate_limited",
             Self::Unauthenticated(_) => "unauthenticated",
+            Self::Spent(_) => "spent",
             Self::InvalidSpec(_) => "invalid_spec",
             Self::Transient(_) => "transient",
             Self::UnknownOutcome(_) => "unknown_outcome",
@@ -72,7 +84,8 @@ impl ProviderError {
     /// Returns whether the same call may succeed when it is repeated soon.
     pub fn is_worth_a_retry(&self) -> bool {
         match self {
-            Self::OutOfCapacity(_)
+            Self::OutOfCapacity { .. }
+            | Self::Spent(_)
             | Self::RateLimited { .. }
             | Self::Transient(_)
             | Self::UnknownOutcome(_) => true,
@@ -82,6 +95,12 @@ impl ProviderError {
             | Self::Unauthenticated(_)
             | Self::InvalidSpec(_) => false,
         }
+    }
+
+    /// Returns whether it says nothing against the request: there was no room in one of several places, or
+    /// there were too many calls.
+    pub fn is_no_failure(&self) -> bool {
+        matches!(self, Self::RateLimited { .. } | Self::OutOfCapacity { elsewhere: true, .. })
     }
 
     /// Returns whether the call may have had its effect.

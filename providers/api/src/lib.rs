@@ -13,12 +13,15 @@
 //! | [`error`]       | the named errors: each tells the caller what to do next                 |
 //! | [`provider`]    | the trait [`WorkerProvider`] and its requests; the contract in prose    |
 //! | [`mask`]        | keeps secrets out of what is told and kept                              |
+//! | `http`          | HTTP clients, with the feature of that name                             |
 //! | [`shared`]      | [`SharedProvider`]: one provider of any type behind one concrete type   |
 //! | [`conformance`] | the suite that every provider passes; the contract as code              |
 
 pub mod conformance;
 pub mod duration;
 pub mod error;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod identity;
 pub mod mask;
 pub mod provider;

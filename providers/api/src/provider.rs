@@ -181,6 +181,9 @@ pub struct CreateRequest {
     pub name: WorkerName,
     /// Grows only on proof that the attempt before left nothing behind.
     pub attempt: u32,
+    /// How many attempts of this worker found no capacity, where each of them looked: a provider that has several
+    /// places chooses by it. The same for repeats of one attempt, so that a token never comes with another place.
+    pub passed_over: u32,
     /// The operation that asks.
     pub operation: i64,
     /// The idempotency token: equal for repeats of one attempt, different otherwise.

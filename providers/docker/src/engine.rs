@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bollard::errors::Error;
 use bollard::{API_DEFAULT_VERSION, Docker};
-use pool_provider::ProviderError;
+use pool_provider::{ProviderError, http};
 use tokio::sync::OnceCell;
 
 /// The oldest API that knows all that is used here: dockerd 20.10, podman 4.
@@ -94,7 +94,7 @@ impl Door {
     }
 
     fn client(&self) -> Result<(reqwest::Client, String), reqwest::Error> {
-        let client = reqwest::Client::builder().timeout(self.timeout).no_proxy();
+        let client = http::plain().timeout(self.timeout).no_proxy();
         match (self.socket(), self.host.strip_prefix("tcp://")) {
             (Some(socket), _) => {
                 Ok((client.unix_socket(socket).build()?, "http://engine".to_owned()))
@@ -180,7 +180,9 @@ impl Refusal {
             Self::NotSent(_) => ProviderError::Transient(text),
             Self::Status(401 | 403, _) => ProviderError::Unauthenticated(text),
             Self::Status(429, _) => ProviderError::RateLimited { message: text, retry_after: None },
-            Self::Status(..) if is_out_of_room(&text) => ProviderError::OutOfCapacity(text),
+            Self::Status(..) if is_out_of_room(&text) => {
+                ProviderError::OutOfCapacity { message: text, elsewhere: false }
+            }
             // Somebody else removed it meanwhile.
             Self::Status(404, _) if is_about_a_container(&text) => ProviderError::Transient(text),
             Self::Status(400 | 404, _) => ProviderError::InvalidSpec(text),

@@ -443,6 +443,7 @@ impl WorkerProvider for DockerProvider {
             owner: request.worker.owner.clone(),
             name: known.name,
             attempt: known.attempt,
+            passed_over: 0,
             operation: known.operation,
             token: String::new(),
             spec: request.spec.clone(),

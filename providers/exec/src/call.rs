@@ -300,7 +300,10 @@ impl Words {
         match error {
             ProviderError::NotFound(why) => ProviderError::NotFound(tell(why)),
             ProviderError::AlreadyExists(why) => ProviderError::AlreadyExists(tell(why)),
-            ProviderError::OutOfCapacity(why) => ProviderError::OutOfCapacity(tell(why)),
+            ProviderError::Spent(why) => ProviderError::Spent(tell(why)),
+            ProviderError::OutOfCapacity { message, elsewhere } => {
+                ProviderError::OutOfCapacity { message: tell(message), elsewhere }
+            }
             ProviderError::Quota(why) => ProviderError::Quota(tell(why)),
             ProviderError::RateLimited { message, retry_after } => {
                 ProviderError::RateLimited { message: tell(message), retry_after }

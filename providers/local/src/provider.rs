@@ -334,6 +334,7 @@ impl WorkerProvider for LocalProvider {
             owner: owner.clone(),
             name: name.clone(),
             attempt: known.attempt,
+            passed_over: 0,
             operation: known.operation,
             // Only a create is told from its repeat by its token; ours is the claim.
             token: String::new(),

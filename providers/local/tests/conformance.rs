@@ -64,6 +64,7 @@ fn request(local: &Local, owner: &DeploymentId, script: &str) -> CreateRequest {
         owner: owner.clone(),
         name: WorkerName::new("t".parse().unwrap(), Slot(0), Generation(1)),
         attempt: 1,
+        passed_over: 0,
         operation: 1,
         token: "t".into(),
         spec: WorkerSpec {

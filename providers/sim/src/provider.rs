@@ -199,7 +199,10 @@ impl SimProvider {
         }
         let full = |limit: Option<u32>, count: usize| limit.is_some_and(|n| count >= n as usize);
         if full(self.settings.capacity, world.workers.len()) {
-            return refuse(ProviderError::OutOfCapacity("the simulated cloud is full".to_owned()));
+            return refuse(ProviderError::OutOfCapacity {
+                message: "the simulated cloud is full".to_owned(),
+                elsewhere: false,
+            });
         }
         if self.settings.quota.is_some() && full(self.settings.quota, own().count()) {
             return refuse(ProviderError::Quota("the simulated quota is used up".to_owned()));

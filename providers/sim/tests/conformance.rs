@@ -106,6 +106,7 @@ fn request(slot: u32) -> CreateRequest {
         owner: DeploymentId::from_random([9; 16]),
         name: WorkerName::new("t".parse().unwrap(), Slot(slot), Generation(1)),
         attempt: 1,
+        passed_over: 0,
         operation: 1,
         token: format!("token-{slot}"),
         spec: WorkerSpec::default(),
@@ -140,7 +141,7 @@ async fn limits_have_their_names() {
     let provider = |settings| SimProvider::new(Cloud::in_memory(), settings, now);
     let capacity = provider(Settings { capacity: Some(1), ..Settings::default() });
     capacity.create(&request(0)).await.unwrap();
-    assert!(matches!(capacity.create(&request(1)).await, Err(ProviderError::OutOfCapacity(_))));
+    assert!(matches!(capacity.create(&request(1)).await, Err(ProviderError::OutOfCapacity { .. })));
     let quota = provider(Settings { quota: Some(1), ..Settings::default() });
     quota.create(&request(0)).await.unwrap();
     assert!(matches!(quota.create(&request(1)).await, Err(ProviderError::Quota(_))));

@@ -198,11 +198,11 @@ async fn verify(keeper: &Keeper, worker: &Watched, starts: bool) -> Result<(), U
     loop {
         match keeper.desk.prober().probe(worker, &check).await {
             Ok(Probed::Passed) => return Ok(()),
-            Ok(Probed::Failed(_)) if starts => {
+            Ok(Probed::Failed(_) | Probed::Unasked(_)) if starts => {
                 sleep(pause).await;
                 pause = (pause * 2).min(check.interval.get());
             }
-            Ok(Probed::Failed(why)) => return Err(why.into()),
+            Ok(Probed::Failed(why) | Probed::Unasked(why)) => return Err(why.into()),
             Ok(Probed::Gone(why)) => return Err(Unclean { why, hopeless: true, wait: None }),
             Err(error) => return Err(error.to_string().into()),
         }

@@ -66,6 +66,8 @@ enum Found {
 struct Watch {
     keeper: Keeper,
     entries: HashMap<i64, Entry>,
+    /// Workers for which nobody could ask the last time.
+    unasked: HashSet<i64>,
     due: BinaryHeap<Reverse<(Instant, i64)>>,
     versions: PoolVersions,
     /// How many workers of each pool were never probed.
@@ -80,6 +82,7 @@ pub(super) async fn watch(keeper: Keeper) {
     let mut watch = Watch {
         keeper: keeper.clone(),
         entries: HashMap::new(),
+        unasked: HashSet::new(),
         due: BinaryHeap::new(),
         versions: PoolVersions::new(),
         unprobed: BTreeMap::new(),
@@ -147,6 +150,7 @@ impl Watch {
             }
             stays
         });
+        self.unasked.retain(|row| self.entries.contains_key(row));
         let mut again = Vec::new();
         for worker in workers {
             let row = worker.row;
@@ -297,6 +301,13 @@ impl Watch {
         let Some(entry) = self.entries.get_mut(&row) else { return Ok(()) };
         entry.under_way = false;
         let (worker, keeper) = (Arc::clone(&entry.worker), self.keeper.clone());
+        if let Probed::Unasked(why) = &probed {
+            if self.unasked.insert(row) {
+                tracing::warn!(worker = %worker.name, why, "a worker could not be asked for");
+            }
+            return Ok(());
+        }
+        self.unasked.remove(&row);
         let passed = probed == Probed::Passed;
         // One that is gone may have been deleted a moment ago: that is no failed probe.
         if !matches!(probed, Probed::Gone(_)) {
@@ -350,6 +361,7 @@ impl Watch {
                 keeper.desk.glance();
             }
             (Probed::Passed, ..) => keeper.desk.glance(),
+            (Probed::Unasked(_), ..) => {}
         }
         Ok(())
     }

@@ -326,6 +326,7 @@ impl<S: Subject> Trial<'_, S> {
             owner: self.owner.clone(),
             name: Self::name(slot),
             attempt: 1,
+            passed_over: 0,
             operation: i64::from(slot) + 100,
             token: format!("{}-{slot}-1", self.owner),
             spec: self.subject.spec(),

@@ -73,7 +73,7 @@ impl ErrorCode {
         match self {
             Self::NotFound => ProviderError::NotFound(message),
             Self::AlreadyExists => ProviderError::AlreadyExists(message),
-            Self::OutOfCapacity => ProviderError::OutOfCapacity(message),
+            Self::OutOfCapacity => ProviderError::OutOfCapacity { message, elsewhere: false },
             Self::Quota => ProviderError::Quota(message),
             Self::RateLimited => {
                 let retry_after =

@@ -42,7 +42,10 @@ async fn every_error_has_its_name() {
     for (code, expected) in [
         ("not_found", ProviderError::NotFound("why".into())),
         ("already_exists", ProviderError::AlreadyExists("why".into())),
-        ("out_of_capacity", ProviderError::OutOfCapacity("why".into())),
+        (
+            "out_of_capacity",
+            ProviderError::OutOfCapacity { message: "why".into(), elsewhere: false },
+        ),
         ("quota", ProviderError::Quota("why".into())),
         ("unauthenticated", ProviderError::Unauthenticated("why".into())),
         ("invalid_spec", ProviderError::InvalidSpec("why".into())),

@@ -107,6 +107,7 @@ pub(crate) fn request() -> CreateRequest {
         owner: owner(),
         name: name(),
         attempt: 1,
+        passed_over: 0,
         operation: 17,
         token: "token".to_owned(),
         spec: WorkerSpec {

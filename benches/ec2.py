@@ -1,0 +1,147 @@
+"""Runs pool on moto's EC2 server behind the tests' proxy, and prints ratios as a Markdown table.
+
+Nothing here asserts: a bar that is missed is printed as missed. Needs what `./test.sh` puts into `target/checkers`.
+"""
+
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+POOL = os.path.join(ROOT, "target", "release", "pool")
+CHECKERS = os.path.join(ROOT, "target", "checkers", "bin")
+ROUNDS = 1 if "--quick" in sys.argv else 3
+SIZE, CONCURRENCY, LATENCY = 50, 5, 1.0
+ENVIRONMENT = {**os.environ, "AWS_ACCESS_KEY_ID": "AKIAPOOLTESTS", "AWS_SECRET_ACCESS_KEY": "pool-tests-secret",
+               "AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true"}
+rows = []
+
+
+def row(what, ours, peer, ratio, bar, kept):
+    rows.append((what, ours, peer, ratio, bar, kept and ("kept" if kept is True else kept) or "**missed**"))
+    print(*rows[-1], sep=" | ", flush=True)
+
+
+def asked(url, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data=data)) as answer:
+        return answer.read()
+
+
+def calls(proxy):
+    counted = {}
+    for call in json.loads(asked(f"{proxy}/-/calls")):
+        counted[call["action"]] = counted.get(call["action"], 0) + 1
+    return counted
+
+
+def folder(proxy, size, concurrency=CONCURRENCY):
+    path = tempfile.mkdtemp(prefix="pool-bench-")
+    with open(os.path.join(path, "pool.yaml"), "w") as file:
+        json.dump({
+            "version": 1,
+            "providers": {"aws": {"type": "ec2", "endpoint": proxy}},
+            "pools": [{
+                "pool_id": "bench", "worker_type": "vm", "provider": "aws", "fixed_size": size,
+                "worker_config": {"image": "ami-12c6146b", "cpu_cores": 2, "memory_mb": 8192},
+                "provisioning": {"max_concurrency": concurrency, "timeout": "10m"},
+            }],
+        }, file)
+    return path
+
+
+def pool(path, *arguments):
+    begin = time.perf_counter()
+    subprocess.run([POOL, *arguments], cwd=path, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def creating(proxy, faults):
+    """The median time of an apply of new instances, and the calls of the last one."""
+    took = []
+    for _ in range(ROUNDS):
+        path = folder(proxy, SIZE)
+        asked(f"{proxy}/-/faults", faults)
+        took.append(pool(path, "apply", "pool.yaml", "--auto-approve"))
+        made = calls(proxy)
+        asked(f"{proxy}/-/faults", {})
+        pool(path, "destroy", "--auto-approve")
+        shutil.rmtree(path)
+    return statistics.median(took), made
+
+
+def latency(proxy):
+    ideal = SIZE / CONCURRENCY * LATENCY
+    ms = LATENCY * 1000
+    took, _ = creating(proxy, {"latency_ms": {"RunInstances": ms}})
+    row(f"{SIZE} instances, concurrency {CONCURRENCY}, RunInstances takes L = {LATENCY:.0f} s: the whole apply",
+        f"{took:.2f} s", f"10 L = {ideal:.1f} s", f"{took / ideal:.3f}", "≤ 1.1", took / ideal <= 1.1)
+    took, made = creating(proxy, {"latency_ms": {"*": ms}})
+    row(f"the same where every call takes L ({sum(made.values())} calls)", f"{took:.2f} s", f"10 L = {ideal:.1f} s",
+        f"{took / ideal:.2f}", "", "stated")
+
+
+def throttled(proxy):
+    burst, rate = 5, 2  # EC2's own limits of RunInstances
+    ideal = (SIZE - burst) / rate
+    took, made = creating(proxy, {"bucket": {"RunInstances": [burst, rate]}})
+    row(f"{SIZE} instances where {burst} calls are free and {rate} more a second ({made['RunInstances']} calls)",
+        f"{took:.1f} s", f"least {ideal:.1f} s", f"{took / ideal:.2f}", "", "stated")
+
+
+def observing(moto, proxy):
+    path = folder(proxy, 1000, concurrency=50)
+    pool(path, "apply", "pool.yaml", "--auto-approve")
+    asked(f"{proxy}/-/faults", {})
+    took = pool(path, "plan", "pool.yaml")
+    made = calls(proxy)
+    script = ("import boto3, sys; ec2 = boto3.client('ec2', region_name='eu-central-1', endpoint_url=sys.argv[1]); "
+              "print(sum(len(r['Instances']) for p in ec2.get_paginator('describe_instances').paginate("
+              "PaginationConfig={'PageSize': 1000}) for r in p['Reservations']))")
+    begin = time.perf_counter()
+    subprocess.run([os.path.join(CHECKERS, "python"), "-c", script, moto], env=ENVIRONMENT, check=True,
+                   stdout=subprocess.DEVNULL)
+    theirs = time.perf_counter() - begin
+    row("a plan that observes 1,000 instances: calls", str(made), "", "", "one listing", made == {"DescribeInstances": 1})
+    row("its time", f"{took:.2f} s", f"boto3 lists them: {theirs:.2f} s", f"{took / theirs:.2f}", "", "stated")
+    pool(path, "destroy", "--auto-approve")
+    shutil.rmtree(path)
+
+
+def main():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    moto = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([os.path.join(CHECKERS, "moto_server"), "-H", "127.0.0.1", "-p", str(port)],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    proxy = subprocess.Popen([os.path.join(CHECKERS, "python"), os.path.join(ROOT, "tests", "ec2", "proxy.py"), moto],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        url = proxy.stdout.readline().strip()
+        while True:
+            try:
+                asked(moto + "/moto-api/")
+                break
+            except OSError:
+                time.sleep(0.1)
+        latency(url)
+        throttled(url)
+        observing(moto, url)
+    finally:
+        proxy.terminate()
+        server.terminate()
+    print("\n| what | pool | peer | ratio | bar | |\n| --- | --- | --- | --- | --- | --- |")
+    for cells in rows:
+        print("| " + " | ".join(cells) + " |")
+
+
+main()

@@ -1,0 +1,209 @@
+//! One signed call of EC2's query API: parameters in, an answer or a refusal out.
+//!
+//! Repeats nothing. An answer that did not come is told from a call that was never sent: only the first one may have had
+//! its effect.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use pool_provider::http;
+use reqwest::header::RETRY_AFTER;
+use serde::de::DeserializeOwned;
+use tracing::trace;
+
+use crate::access::Access;
+use crate::answer::{Identity, Refused};
+use crate::pace::Pace;
+use crate::refusal::{Refusal, chain};
+use crate::request::Parameters;
+use crate::sign::{Signed, signature};
+
+/// The version of the API, the only one in a decade, and that of STS.
+const VERSION: &str = "2016-11-15";
+const STS_VERSION: &str = "2011-06-15";
+const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
+
+/// How long an answer may take. AWS's own tools wait as long.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a call waits for its turn once there were too many.
+const TURN: Duration = Duration::from_secs(5);
+const CONNECTING: Duration = Duration::from_secs(5);
+
+/// Tells what time it is.
+pub(crate) type Now = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// What is called.
+#[derive(Debug, Clone, Copy)]
+struct Target<'t> {
+    endpoint: &'t str,
+    service: &'t str,
+}
+
+/// The API of one region.
+pub(crate) struct Client {
+    http: reqwest::Client,
+    endpoint: String,
+    region: String,
+    access: Access,
+    pace: Pace,
+    now: Now,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Builds a client, which connects when it is first needed.
+    ///
+    /// # Errors
+    /// When it cannot be built, in words.
+    pub(crate) fn new(
+        (region, endpoint): (String, String),
+        profile: Option<String>,
+        now: Now,
+    ) -> Result<Self, String> {
+        let known = reqwest::Url::parse(&endpoint)
+            .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.username().is_empty());
+        if !known {
+            return Err(format!("`{endpoint}` is no address of an API: write https://HOST"));
+        }
+        // A redirect is no answer of EC2: what is signed is for this host.
+        let http = http::secure().redirect(reqwest::redirect::Policy::none());
+        let http = http.timeout(PATIENCE).connect_timeout(CONNECTING);
+        let http = http.user_agent(concat!("pool/", env!("CARGO_PKG_VERSION"))).build();
+        let http =
+            http.map_err(|error| format!("preparing to call {endpoint}: {}", chain(&error)))?;
+        let access = Access::new(region.clone(), profile);
+        Ok(Self { http, endpoint, region, access, pace: Pace::default(), now })
+    }
+
+    /// Asks whose credentials these are: returns the account's number.
+    pub(crate) async fn account(&self, endpoint: &str) -> Result<String, Refusal> {
+        let credentials = self.credentials().await?;
+        let body = body("GetCallerIdentity", STS_VERSION, &Vec::new());
+        let target = Target { endpoint, service: "sts" };
+        let identity: Identity = self.send(target, "GetCallerIdentity", body, &credentials).await?;
+        Ok(identity.into_account())
+    }
+
+    /// Makes a call.
+    pub(crate) async fn call<T: DeserializeOwned>(
+        &self,
+        action: &'static str,
+        parameters: &Parameters,
+    ) -> Result<T, Refusal> {
+        let patience = match action {
+            // A probe has a moment only, and waiting would be taken for the worker's silence.
+            "DescribeInstanceStatus" => Duration::ZERO,
+            _ => TURN,
+        };
+        let asked = self.pace.wait(action, patience).await.map_err(|wait| Refusal::Code {
+            code: "RequestLimitExceeded".to_owned(),
+            message: format!("there were too many {action} calls a moment ago"),
+            retry_after: Some(wait),
+        })?;
+        let credentials = self.credentials().await?;
+        let body = body(action, VERSION, parameters);
+        let target = Target { endpoint: &self.endpoint, service: "ec2" };
+        trace!(action, endpoint = %self.endpoint, "calling");
+        match self.send(target, action, body, &credentials).await {
+            Err(Refusal::Code { code, message, retry_after }) => {
+                let refusal = Refusal::Code { code, message, retry_after };
+                if refusal.is_about_access() {
+                    self.access.forget().await;
+                }
+                if !refusal.is_too_many() {
+                    self.pace.passed(action);
+                    return Err(refusal);
+                }
+                let gap = self.pace.refused(action, asked);
+                let Refusal::Code { code, message, .. } = refusal else { return Err(refusal) };
+                let retry_after = Some(retry_after.map_or(gap, |wanted| wanted.max(gap)));
+                Err(Refusal::Code { code, message, retry_after })
+            }
+            Ok(answer) => {
+                self.pace.passed(action);
+                Ok(answer)
+            }
+            lost => lost,
+        }
+    }
+
+    async fn credentials(&self) -> Result<Credentials, Refusal> {
+        let found = self.access.credentials((self.now)()).await;
+        found.map_err(|why| Refusal::NoCredentials(format!("no AWS credentials: {why}")))
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        target: Target<'_>,
+        action: &str,
+        body: String,
+        credentials: &Credentials,
+    ) -> Result<T, Refusal> {
+        let Target { endpoint, service } = target;
+        let signed = Signed {
+            method: "POST",
+            url: endpoint,
+            headers: &[("content-type", FORM)],
+            body: body.as_bytes(),
+            scope: (&self.region, service),
+            at: (self.now)(),
+        };
+        let unsent = |why: String| Refusal::NotSent(format!("preparing a call of {action}: {why}"));
+        let headers = signature(signed, credentials).map_err(unsent)?;
+        let mut request = self.http.post(endpoint).header("content-type", FORM);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let answer =
+            request.body(body).send().await.map_err(|error| unanswered(endpoint, &error))?;
+        let status = answer.status();
+        let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| {
+            let seconds = value.to_str().ok()?.trim().parse().ok()?;
+            Some(Duration::from_secs(seconds))
+        });
+        let text = answer.text().await.map_err(|error| lost(endpoint, &error))?;
+        if status.is_success() {
+            return quick_xml::de::from_str(&text).map_err(|error| {
+                Refusal::Lost(format!("{endpoint} answered what is no answer to {action}: {error}"))
+            });
+        }
+        match quick_xml::de::from_str::<Refused>(&text) {
+            Ok(refused) => {
+                let (code, message) = refused.into_parts();
+                Err(Refusal::Code { code, message, retry_after })
+            }
+            // Somebody in between, who says nothing of the call.
+            Err(_) => Err(Refusal::Lost(format!(
+                "{endpoint} answered {status}, and not as {service} does: {}",
+                text.chars().filter(|c| !c.is_control()).take(200).collect::<String>()
+            ))),
+        }
+    }
+}
+
+fn unanswered(endpoint: &str, error: &reqwest::Error) -> Refusal {
+    if error.is_connect() || error.is_builder() {
+        return Refusal::NotSent(format!("nobody answers at {endpoint}: {}", chain(error)));
+    }
+    lost(endpoint, error)
+}
+
+fn lost(endpoint: &str, error: &reqwest::Error) -> Refusal {
+    Refusal::Lost(format!("no answer of {endpoint}: {}", chain(error)))
+}
+
+/// Writes the body of a call.
+fn body(action: &str, version: &str, parameters: &Parameters) -> String {
+    form_urlencoded::Serializer::new(String::new())
+        .append_pair("Action", action)
+        .append_pair("Version", version)
+        .extend_pairs(parameters)
+        .finish()
+}
