@@ -132,6 +132,11 @@ fn check_instances(pool: &StaticPoolConfig, settle: HumanDuration, broken: &mut 
         let found = Diagnostic::error("not-for-instances", summary).help(help);
         broken.push((format!("/worker_config/{pointer}"), found));
     };
+    if !pool_ec2::is_image(&worker.image) {
+        let summary = format!("`{}` is no machine image of EC2", worker.image);
+        let help = "write its id, ami-…, or resolve:ssm:PARAMETER";
+        complain("image", summary, help);
+    }
     let by_user_data = "write into `ec2.user_data` what it runs when it starts";
     if !worker.command.is_empty() {
         complain("command", "an instance is given no command".to_owned(), by_user_data);

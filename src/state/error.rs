@@ -142,8 +142,8 @@ impl StateError {
             Self::Fenced(_) => "run again to see where things stand".to_owned(),
             Self::Moved { .. } => "make a new plan".to_owned(),
             Self::ProviderMoved { .. } => {
-                "declare the new place under another name and let the pools use that one: their \
-                 workers move"
+                "reach it as before (the same region, endpoint, credentials), or declare the new \
+                 place under another name: workers of pools that use that one move there"
                     .to_owned()
             }
             Self::Overtaken { .. } => {

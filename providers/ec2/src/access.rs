@@ -55,8 +55,10 @@ impl Access {
         }
         // Anew each time: sources remember what files said.
         let source = self.source().await?;
+        let of_profile = self.profile.as_ref().map(|name| format!("the profile `{name}`: "));
+        let of_profile = of_profile.unwrap_or_default();
         let found = match timeout(PATIENCE, source.provide_credentials()).await {
-            Ok(found) => found.map_err(|error| chain(&error)),
+            Ok(found) => found.map_err(|error| format!("{of_profile}{}", chain(&error))),
             Err(_) => Err(format!("their source did not answer within {PATIENCE:?}")),
         };
         match found {

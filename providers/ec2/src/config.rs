@@ -14,7 +14,7 @@ pub const MOST_USER_DATA: usize = 16 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Config {
-    /// The region. By default `AWS_REGION`, and without that `AWS_DEFAULT_REGION`.
+    /// The region. By default `AWS_REGION`, and without that `AWS_DEFAULT_REGION`; that of a profile is not read.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "String",
@@ -47,7 +47,8 @@ pub struct Config {
     /// Which of a worker's addresses comes first: in leases, and for health checks that connect.
     #[schemars(example = &"private")]
     pub address: Address,
-    /// How long it may take until a listing shows what EC2 has done; see "eventual consistency" in its documentation.
+    /// How long it may take until a listing shows what EC2 has done (its API is "eventually consistent"). Until a new worker
+    /// is older than that, its absence from a listing proves nothing; `provisioning.timeout` has to be longer.
     #[schemars(example = &"60s")]
     pub settle: HumanDuration,
     /// Whose account it is, as AWS said: recorded, never written in a file.
@@ -90,6 +91,14 @@ impl Config {
 fn of_region(service: &str, region: &str) -> String {
     let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
     format!("https://{service}.{region}.{domain}")
+}
+
+/// Returns whether `RunInstances` can take this for an image: an id, or a parameter of Systems Manager that holds one.
+pub fn is_image(image: &str) -> bool {
+    let is_id = |id: &str| {
+        (8..=17).contains(&id.len()) && id.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
+    };
+    image.strip_prefix("ami-").is_some_and(is_id) || image.starts_with("resolve:ssm:")
 }
 
 /// Which of a worker's addresses is used.

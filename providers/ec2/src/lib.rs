@@ -38,7 +38,9 @@ mod status;
 mod tags;
 mod wire;
 
-pub use config::{Address, Config, MOST_USER_DATA, Market, MetadataTokens, WorkerAttributes};
+pub use config::{
+    Address, Config, MOST_USER_DATA, Market, MetadataTokens, WorkerAttributes, is_image,
+};
 pub use provider::{Ec2Provider, Settings};
 pub use sign::{Signed, signature};
 pub use sizes::{fitting, size_of};

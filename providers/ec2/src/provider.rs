@@ -70,7 +70,7 @@ impl Ec2Provider {
     /// When its region is not known, in words.
     pub fn new(config: Config, settings: Settings) -> Result<Self, String> {
         let Some(region) = config.region.clone() else {
-            let why = "it has no region: set `region` in its settings, or AWS_REGION";
+            let why = "it has no region: set `region` in its settings, or AWS_REGION (that of a profile is not read)";
             return Err(why.to_owned());
         };
         let endpoint = config.endpoint().unwrap_or_default();
@@ -190,6 +190,21 @@ impl Ec2Provider {
             }
             sleep(LOOK).await;
         }
+    }
+
+    /// Returns whether an instance's tags say that it is this worker.
+    fn is_of(&self, instance: &Instance, worker: &WorkerRef) -> bool {
+        let own = tags::read(&instance.tag_set, &worker.owner, &self.name);
+        own.is_some_and(|own| own.name == worker.name)
+    }
+
+    /// Returns an instance by its id, whosever it is.
+    async fn instance(&self, id: &str) -> Result<Option<Instance>, Refusal> {
+        let mut parameters = Parameters::new();
+        add_filter(&mut parameters, 1, "instance-id", &[id]);
+        let described: Described = self.client.call("DescribeInstances", &parameters).await?;
+        let (instances, _) = described.into_page();
+        Ok(instances.into_iter().find(|instance| instance.instance_id == id))
     }
 
     /// Ends instances by their ids.
@@ -363,8 +378,16 @@ impl WorkerProvider for Ec2Provider {
             });
             let shown: BTreeSet<String> =
                 left.into_iter().map(|(_, instance)| instance.instance_id).collect();
-            // An instance that was created a moment ago may not show, and would run on.
-            let wanted = shown.iter().chain(&worker.provider_id).cloned().collect();
+            let mut wanted = shown.clone();
+            if let Some(id) = worker.provider_id.as_ref().filter(|_| shown.is_empty()) {
+                // One that was created a moment ago may not show, and would run on. One that shows as somebody
+                // else's, or as over, is no worker any more.
+                match self.instance(id).await.map_err(|refusal| refusal.of_look(&doing))? {
+                    Some(found) if !self.is_of(&found, worker) => return Ok(()),
+                    Some(found) if found.instance_state.is_over() => return Ok(()),
+                    Some(_) | None => drop(wanted.insert(id.clone())),
+                }
+            }
             let due: BTreeSet<String> = &wanted - &ended;
             if due.is_empty() && shown.is_empty() {
                 return Ok(());

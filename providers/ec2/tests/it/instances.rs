@@ -149,6 +149,19 @@ async fn an_instance_that_does_not_show_yet_is_ended_by_its_id() {
 }
 
 #[tokio::test]
+async fn an_instance_that_somebody_took_our_tags_off_is_theirs() {
+    let Some(ground) = Ground::new("eu-west-1") else { return };
+    let request = request("taken");
+    let created = ground.provider().create(&request).await.unwrap();
+    ground.witness(&["untag", &created.provider_id, "pool.deployment"]);
+    ground.faults(json!({})).await;
+    let delete =
+        DeleteRequest { worker: reference(&request, Some(&created.provider_id)), attempt: 1 };
+    ground.provider().delete(&delete).await.unwrap();
+    assert!(ground.calls("TerminateInstances").await.is_empty());
+}
+
+#[tokio::test]
 async fn nobody_elses_instance_is_ended_whatever_a_listing_shows() {
     let Some(ground) = Ground::new("eu-west-1") else { return };
     let (own, mut other) = (request("filters"), request("filters"));
