@@ -131,12 +131,18 @@ impl PoolEffects {
         let provider = pool.provider_config.as_ref().map(|config| {
             let mut config = to_value(config);
             from_here(&mut config, here);
+            // Whose account it is, only some jobs can ask: the one that plans may have no way to STS.
+            drop(config.as_object_mut().and_then(|config| config.remove("account")));
             serde_json::json!({ "name": pool.provider, "config": config })
         });
         // Where a checkout lies is no effect: a pipeline has another one for each job.
         let moved = format!("providers.{}.directory", pool.provider);
         let is_here = || provider.as_ref().is_some_and(|own| own["config"]["directory"].is_null());
-        let asks = pool.changed.iter().any(|change| change.path != moved || !is_here());
+        let account = format!("providers.{}.account", pool.provider);
+        let asks = pool
+            .changed
+            .iter()
+            .any(|change| change.path != account && (change.path != moved || !is_here()));
         let records = pool.records_config && asks;
         if slots.is_empty() && !records {
             return None;

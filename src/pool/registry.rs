@@ -60,7 +60,9 @@ pub(super) async fn open(
         ProviderKind::Ec2(ec2) => {
             let mut provider = instances(name, ec2, settings)?;
             let given = ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"];
-            let given = given.iter().find_map(|variable| settings.environment.get(*variable));
+            let set =
+                |variable: &&str| settings.environment.get(*variable).filter(|url| !url.is_empty());
+            let given = given.iter().find_map(set);
             if let Some(endpoint) = given.cloned().or_else(|| ec2.identity_endpoint()) {
                 provider.ask_account(endpoint.trim_end_matches('/')).await;
             }

@@ -345,6 +345,24 @@ fn a_server_replaces_what_aws_takes_back_and_labels_change_in_place() {
 }
 
 #[test]
+fn an_approval_holds_for_a_job_that_cannot_ask_whose_account_it_is() {
+    let Some(region) = Region::new() else { return };
+    let mut sandbox = Region::sandbox();
+    sandbox.write("aws.yaml", &providers(&region));
+    sandbox.write("ci.yaml", &pool(1, "", ""));
+    let digest = |sandbox: &Sandbox| {
+        let planned = sandbox.pool(&["plan", "aws.yaml", "ci.yaml", "--format", "json"]).exits(0);
+        planned.json()["pool"]["effect_digest"].as_str().unwrap().to_owned()
+    };
+    let without = digest(&sandbox);
+    sandbox.set("AWS_ENDPOINT_URL_STS", &region.url);
+    assert_eq!(digest(&sandbox), without);
+    let approved = ["apply", "aws.yaml", "ci.yaml", "--expect-digest", &without];
+    sandbox.pool(&approved).exits(0);
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
+#[test]
 fn another_account_is_another_place() {
     let Some(region) = Region::new() else { return };
     let mut sandbox = Region::sandbox();

@@ -192,10 +192,9 @@ impl Ec2Provider {
         }
     }
 
-    /// Returns whether an instance's tags say that it is this worker.
+    /// Returns whether an instance may be this worker: that of which we know the id, unless its tags say otherwise.
     fn is_of(&self, instance: &Instance, worker: &WorkerRef) -> bool {
-        let own = tags::read(&instance.tag_set, &worker.owner, &self.name);
-        own.is_some_and(|own| own.name == worker.name)
+        tags::may_be(&instance.tag_set, &worker.owner, &self.name, &worker.name)
     }
 
     /// Returns an instance by its id, whosever it is.

@@ -65,7 +65,7 @@ const CODES: [(&str, About); 47] = [
     ("AccessDenied*", About::Access),
     ("InvalidClientTokenId", About::Access),
     ("InvalidAccessKeyId", About::Access),
-    ("InvalidSecurity*", About::Access),
+    ("InvalidSecurity.*", About::Access),
     ("UnrecognizedClientException", About::Access),
     ("SignatureDoesNotMatch", About::Access),
     ("IncompleteSignature*", About::Access),
@@ -235,6 +235,7 @@ mod tests {
             ("IncorrectInstanceState", "transient", "transient"),
             ("InvalidInstanceID.NotFound", "not_found", "not_found"),
             ("InvalidAMIID.NotFound", "invalid_spec", "invalid_spec"),
+            ("InvalidSecurityGroupID.NotFound", "invalid_spec", "invalid_spec"),
             ("InvalidParameterCombination", "invalid_spec", "invalid_spec"),
             ("SomethingNew", "invalid_spec", "invalid_spec"),
         ] {

@@ -87,6 +87,13 @@ fn users(labels: &BTreeMap<String, String>, tags: &[String]) -> Tags {
     written
 }
 
+/// Returns whether an instance is ours, and its tags name no other worker.
+pub(crate) fn may_be(tags: &Tags, owner: &DeploymentId, provider: &str, name: &WorkerName) -> bool {
+    let is = |key: &str, wanted: &str| tags.get(key).is_some_and(|value| value == wanted);
+    let names_another = tags.get(WORKER).is_some_and(|worker| *worker != name.to_string());
+    is(DEPLOYMENT, owner.as_str()) && is(PROVIDER, provider) && !names_another
+}
+
 /// Reads who an instance is that `provider` created for `owner`; `None` when its tags do not say so.
 pub(crate) fn read(tags: &Tags, owner: &DeploymentId, provider: &str) -> Option<Identity> {
     let get = |key: &str| tags.get(key).map(String::as_str);

@@ -28,6 +28,7 @@ use crate::clock::{Clock, Stopwatch};
 use crate::lease::line::Place;
 use crate::lease::terms::Respite;
 use crate::lease::{After, Ask, Ending, LeaseId, Line, Outcome, Selector};
+use crate::probe::Probed;
 use crate::state::{Ended, Granted, Lease, Renewed, StateError, Store};
 use crate::worker::PoolId;
 
@@ -412,7 +413,8 @@ impl Desk {
             let desk = Arc::clone(self);
             tokio::spawn(async move {
                 // Without an answer the worker stays stale, and is not given; it is asked again in a moment.
-                if desk.prober.verify(row).await.is_err() {
+                let verified = desk.prober.verify(row).await;
+                if matches!(verified, Err(_) | Ok(Some((_, Probed::Unasked(_))))) {
                     sleep(GLANCE * 4).await;
                 }
                 desk.prober.finish(row);

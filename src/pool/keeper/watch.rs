@@ -301,6 +301,14 @@ impl Watch {
         let Some(entry) = self.entries.get_mut(&row) else { return Ok(()) };
         entry.under_way = false;
         let (worker, keeper) = (Arc::clone(&entry.worker), self.keeper.clone());
+        // One that nobody could ask for was looked at, too: a server is not unready for that.
+        if !std::mem::replace(&mut entry.probed, true) {
+            let left = self.unprobed.entry(worker.name.pool.clone()).or_default();
+            *left -= 1;
+            if *left == 0 {
+                self.tell_probed();
+            }
+        }
         if let Probed::Unasked(why) = &probed {
             if self.unasked.insert(row) {
                 tracing::warn!(worker = %worker.name, why, "a worker could not be asked for");
@@ -315,16 +323,9 @@ impl Watch {
         }
         let age = keeper.clock.now().duration_since(worker.created_at);
         let age = Duration::try_from(age).unwrap_or_default();
+        let Some(entry) = self.entries.get_mut(&row) else { return Ok(()) };
         let (tally, verdict) = entry.tally.count(passed, age, &entry.check);
         entry.tally = tally;
-        if !entry.probed {
-            entry.probed = true;
-            let left = self.unprobed.entry(worker.name.pool.clone()).or_default();
-            *left -= 1;
-            if *left == 0 {
-                self.tell_probed();
-            }
-        }
         let (store, name) = (&keeper.store, &worker.name);
         match (probed, verdict, worker.phase) {
             (Probed::Gone(why), ..) => {

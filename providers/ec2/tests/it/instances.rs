@@ -190,6 +190,11 @@ async fn an_instance_that_lost_its_tags_keeps_a_listing_from_being_whole() {
     ground.witness(&["untag", &created.provider_id, "pool.attempt"]);
     let listing = ground.provider().list(&request.owner, None).await.unwrap();
     assert_eq!((listing.workers.len(), listing.complete), (0, false));
+    // It is ours all the same: whoever knows its id can end it.
+    let delete =
+        DeleteRequest { worker: reference(&request, Some(&created.provider_id)), attempt: 1 };
+    ground.provider().delete(&delete).await.unwrap();
+    assert!(ground.seen(&request.owner).is_empty());
 }
 
 #[tokio::test]
