@@ -112,19 +112,15 @@ impl Client {
         let target = Target { endpoint: &self.endpoint, service: "ec2" };
         trace!(action, endpoint = %self.endpoint, "calling");
         match self.send(target, action, body, &credentials).await {
-            Err(Refusal::Code { code, message, retry_after }) => {
-                let refusal = Refusal::Code { code, message, retry_after };
+            Err(refusal) if refusal.is_too_many() => {
+                Err(refusal.not_before(self.pace.refused(action, asked)))
+            }
+            Err(refusal @ Refusal::Code { .. }) => {
                 if refusal.is_about_access() {
                     self.access.forget().await;
                 }
-                if !refusal.is_too_many() {
-                    self.pace.passed(action);
-                    return Err(refusal);
-                }
-                let gap = self.pace.refused(action, asked);
-                let Refusal::Code { code, message, .. } = refusal else { return Err(refusal) };
-                let retry_after = Some(retry_after.map_or(gap, |wanted| wanted.max(gap)));
-                Err(Refusal::Code { code, message, retry_after })
+                self.pace.passed(action);
+                Err(refusal)
             }
             Ok(answer) => {
                 self.pace.passed(action);

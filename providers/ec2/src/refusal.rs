@@ -132,6 +132,17 @@ impl Refusal {
         matches!(self, Self::Code { code, message, .. } if about(code, message) == About::TooMany)
     }
 
+    /// Returns the same, with `gap` as the least that is waited.
+    pub(crate) fn not_before(self, gap: Duration) -> Self {
+        match self {
+            Self::Code { code, message, retry_after } => {
+                let retry_after = Some(retry_after.map_or(gap, |asked| asked.max(gap)));
+                Self::Code { code, message, retry_after }
+            }
+            other => other,
+        }
+    }
+
     /// What the refusal of a call means that only looks.
     pub(crate) fn of_look(&self, doing: &str) -> ProviderError {
         match self.of_change(doing, false) {

@@ -2,7 +2,8 @@
 //!
 //! | instance                                       | outcome                       |
 //! |------------------------------------------------|-------------------------------|
-//! | not known, shutting down, terminated            | gone                          |
+//! | shutting down, terminated                        | gone                          |
+//! | not known                                        | unhealthy; gone after `settle` |
 //! | pending, stopping, stopped                      | unhealthy                     |
 //! | running, a check not passed or not over           | unhealthy                     |
 //! | running, AWS is going to end it                  | unhealthy                     |

@@ -2,7 +2,6 @@
 
 use pool_provider::{DeleteRequest, ProviderError, WorkerProvider as _};
 use serde_json::json;
-use tokio::time::{Duration, Instant};
 
 use crate::ground::{Ground, reference, request};
 
@@ -74,10 +73,8 @@ async fn a_token_is_spent_only_once_its_instance_would_show() {
     ground.faults(json!({ "late_ms": 600 })).await;
     let first = ground.provider().create(&request).await.unwrap();
     request.spec.attributes.insert("instance_types".into(), json!(["m6i.large"]));
-    let watch = Instant::now();
     let found = ground.provider().create(&request).await.unwrap();
     assert_eq!(found.provider_id, first.provider_id, "it waits until the instance shows");
-    assert!(watch.elapsed() < Duration::from_secs(60));
 }
 
 #[tokio::test]
