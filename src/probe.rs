@@ -11,6 +11,7 @@ use pool_provider::{
 };
 use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::{HealthCheckConfig, HealthCheckKind};
@@ -29,17 +30,19 @@ pub enum Probed {
     Unasked(String),
 }
 
-/// Probes one worker, within the check's timeout.
+/// Probes one worker, within the check's timeout. Of `calls`, asking the provider takes one.
 pub async fn probe(
     check: &HealthCheckConfig,
-    provider: &SharedProvider,
+    (provider, calls): (&SharedProvider, Option<&Semaphore>),
     worker: &WorkerRef,
     addresses: &[String],
 ) -> Probed {
     let limit = check.timeout.get();
     let asked = async {
         match check.kind {
-            HealthCheckKind::Provider => return ask_provider(check, provider, worker).await,
+            HealthCheckKind::Provider => {
+                return ask_provider(check, (provider, calls), worker).await;
+            }
             HealthCheckKind::Tcp => timeout(limit, tcp(check, worker, addresses)).await,
             HealthCheckKind::Http => timeout(limit, http(check, worker, addresses)).await,
             HealthCheckKind::Exec => {
@@ -52,7 +55,7 @@ pub async fn probe(
     match asked.await {
         // The provider knows best whether there is anything left to wait for.
         Probed::Failed(why) if check.kind != HealthCheckKind::Provider => {
-            match ask_provider(check, provider, worker).await {
+            match ask_provider(check, (provider, calls), worker).await {
                 Probed::Gone(gone) => Probed::Gone(gone),
                 Probed::Passed | Probed::Failed(_) | Probed::Unasked(_) => Probed::Failed(why),
             }
@@ -64,17 +67,24 @@ pub async fn probe(
 /// Its time begins when the provider may be asked.
 async fn ask_provider(
     check: &HealthCheckConfig,
-    provider: &SharedProvider,
+    (provider, calls): (&SharedProvider, Option<&Semaphore>),
     worker: &WorkerRef,
 ) -> Probed {
+    // In the order of every other call: who has one and waits for the other must not meet who has the other.
     let _turn = provider.turn(Call::Look).await;
+    let _permit = match calls {
+        Some(calls) => calls.acquire().await.ok(),
+        None => None,
+    };
     match timeout(check.timeout.get(), provider.probe(worker)).await {
         Ok(Ok(ProbeOutcome::Healthy)) => Probed::Passed,
         Ok(Ok(ProbeOutcome::Unhealthy(why))) => Probed::Failed(why),
         Ok(Ok(ProbeOutcome::Gone(why))) => Probed::Gone(why),
-        // These speak of whoever asks: a fleet is not unhealthy because a login has run out.
+        // These speak of whoever asks: a fleet is not unhealthy because a login has run out, or a network is down.
         Ok(Err(
-            error @ (ProviderError::RateLimited { .. } | ProviderError::Unauthenticated(_)),
+            error @ (ProviderError::RateLimited { .. }
+            | ProviderError::Unauthenticated(_)
+            | ProviderError::Transient(_)),
         )) => Probed::Unasked(error.to_string()),
         Ok(Err(error)) => Probed::Failed(error.to_string()),
         Err(_) => Probed::Failed(late(check)),

@@ -103,6 +103,7 @@ impl PoolRun<'_> {
                 store.open_create(self.lock, create.clone()).await?
             };
             let operation = Sending { operation, is_repeat: resend, listener, admission };
+            let watch = Stopwatch::start();
             let (failure, next) = match self.attempt(&create, &name, operation).await? {
                 Attempt::Ready(observed) => return Ok(observed),
                 Attempt::Nothing(failure, next) => {
@@ -115,7 +116,7 @@ impl PoolRun<'_> {
                 }
                 Attempt::GiveUp(failure) => return Err(StepError::Worker(failure.message)),
             };
-            let pause = if next.is_free { tries.pass() } else { tries.fail() };
+            let pause = if next.is_free { tries.pass(watch.elapsed()) } else { tries.fail() };
             let Some(number) = pause.filter(|_| !self.is_stopped()) else {
                 return Err(StepError::Worker(failure.message));
             };
@@ -125,8 +126,8 @@ impl PoolRun<'_> {
                 retry::delay(number, &name, next.after)
             };
             (listener.retrying)((!next.is_free).then_some(number), failure.message, delay);
-            sleep(delay).await;
-            if self.is_stopped() {
+            tries.wait(delay);
+            if !self.sleep_unless_stopped(delay).await {
                 return Err(StepError::Worker(format!("{name}: the run was stopped")));
             }
         }
@@ -303,11 +304,9 @@ impl PoolRun<'_> {
                 let _turn = self.turn(provider, Call::Look).await;
                 now = provider.get(&reference).await.map_or(now, Cow::Owned);
             }
-            let probed = {
-                let _permit = self.calls.acquire().await.ok();
-                probe::probe(check, provider, &reference, &now.addresses).await
-            };
-            let passed = match probed {
+            let within = (provider, Some(self.calls));
+            let probed = probe::probe(check, within, &reference, &now.addresses);
+            let passed = match probed.await {
                 Probed::Passed => true,
                 Probed::Failed(why) | Probed::Unasked(why) => {
                     *last = why;
@@ -332,16 +331,20 @@ impl PoolRun<'_> {
         observed: &ObservedWorker,
     ) -> Result<ObservedWorker, StepError> {
         let reference = &self.reference(&observed.name, Some(observed.provider_id.clone()));
+        let mut latest = observed.clone();
         for _ in 0..LOOKS {
             let looked = self.call(&create.provider, create.timeout, Call::Look, |provider| {
                 provider.get(reference)
             });
             if let Ok(found) = looked.await? {
-                return Ok(found);
+                latest = found;
+                if latest.status != ObservedStatus::Starting {
+                    break;
+                }
             }
             sleep(LOOK_AGAIN).await;
         }
-        Ok(observed.clone())
+        Ok(latest)
     }
 
     /// Finds out what became of a create whose answer was lost.
@@ -400,10 +403,10 @@ impl PoolRun<'_> {
         if settle > create.timeout {
             return Ok(Attempt::Resend(failure(&error, name), Next::default()));
         }
-        if self.is_stopped() {
+        // The operation stays unknown: the next run repeats the call.
+        if !self.sleep_unless_stopped(settle).await {
             return Ok(Attempt::GiveUp(failure(&error, name)));
         }
-        sleep(settle).await;
         match self.search(create, name).await? {
             Search::Found(observed) if observed.attempt == operation.attempt => {
                 self.created(create, name, (observed, create.timeout)).await

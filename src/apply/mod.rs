@@ -22,11 +22,13 @@ mod step;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, StreamExt as _};
 use pool_provider::{Progress, SharedProvider, WorkerSpec};
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until};
 
 use self::step::Listener;
 pub use event::{ApplyEvent, ApplyEventKind, Observer};
@@ -36,6 +38,9 @@ use crate::desired::{SecretHashes, Spec};
 use crate::plan::{NewWorkerOrigin, Plan, PoolPlan, RecordedSpec, Step, Summary};
 use crate::state::{PoolLock, StateError, Store};
 use crate::worker::{PoolId, WorkerName};
+
+/// How soon a run that waits notices that it is to stop.
+const STOPPED_WITHIN: Duration = Duration::from_millis(200);
 
 /// A spec with its secrets read.
 #[derive(Debug, Clone)]
@@ -371,6 +376,15 @@ impl<'a> PoolRun<'a> {
 
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Waits; returns whether the run goes on.
+    async fn sleep_unless_stopped(&self, pause: Duration) -> bool {
+        let end = Instant::now() + pause;
+        while !self.is_stopped() && Instant::now() < end {
+            sleep_until(end.min(Instant::now() + STOPPED_WITHIN)).await;
+        }
+        !self.is_stopped()
     }
 
     async fn step(&self, step: &Step) -> StepResult {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
 
 use crate::worker::WorkerName;
 
@@ -18,15 +17,15 @@ pub(super) struct Tries {
     attempts: u32,
     failed: u32,
     passed: u32,
-    /// Since one first said nothing against the request: waiting for one's turn does not count.
-    since: Option<Instant>,
+    /// How long those took that said nothing against the request, and the pauses after them.
+    spent: Duration,
     limit: Duration,
 }
 
 impl Tries {
     /// Allows for `attempts` that fail, and for others within `limit`.
     pub(super) fn new(attempts: u32, limit: Duration) -> Self {
-        Self { attempts, failed: 0, passed: 0, since: None, limit }
+        Self { attempts, failed: 0, passed: 0, spent: Duration::ZERO, limit }
     }
 
     /// Counts an attempt that failed; returns how many have by now, and `None` when it was the last one.
@@ -36,12 +35,17 @@ impl Tries {
         (self.failed < self.attempts).then_some(self.failed)
     }
 
-    /// Counts an attempt that says nothing against the request; returns how many did so in a row, and `None` when
-    /// there is no time for more.
-    pub(super) fn pass(&mut self) -> Option<u32> {
+    /// Counts an attempt that says nothing against the request, and how long it took, without what it waited for its
+    /// turn; returns how many did so in a row, and `None` when there is no time for more.
+    pub(super) fn pass(&mut self, took: Duration) -> Option<u32> {
         self.passed += 1;
-        let since = self.since.get_or_insert_with(Instant::now);
-        (since.elapsed() < self.limit).then_some(self.passed)
+        self.spent += took;
+        (self.spent < self.limit).then_some(self.passed)
+    }
+
+    /// Counts a pause before the next one.
+    pub(super) fn wait(&mut self, pause: Duration) {
+        self.spent += pause;
     }
 }
 
@@ -62,12 +66,14 @@ mod tests {
 
     #[test]
     fn only_failures_use_up_attempts() {
-        let mut tries = Tries::new(2, Duration::from_secs(60));
-        assert_eq!((tries.pass(), tries.pass()), (Some(1), Some(2)));
+        let second = Duration::from_secs(1);
+        let mut tries = Tries::new(2, 6 * second);
+        assert_eq!((tries.pass(second), tries.pass(second)), (Some(1), Some(2)));
         assert_eq!(tries.fail(), Some(1));
-        assert_eq!(tries.pass(), Some(1), "in a row");
+        assert_eq!(tries.pass(second), Some(1), "in a row");
+        tries.wait(2 * second);
+        assert_eq!(tries.pass(second), None, "its time is over");
         assert_eq!(tries.fail(), None);
-        assert_eq!(Tries::new(9, Duration::ZERO).pass(), None, "its time is over");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::create::Found;
 use super::{PoolRun, StepError, retry};
+use crate::clock::Stopwatch;
 use crate::desired::SecretHashes;
 use crate::plan::{Action, NewWorker, NewWorkerOrigin, OldWorker, Reason, ReplaceOrder, Step};
 use crate::state::{NewCreate, StateError, WorkerKey};
@@ -204,17 +205,24 @@ impl PoolRun<'_> {
         F: Future<Output = Result<T, ProviderError>>,
     {
         let mut tries = retry::Tries::new(self.plan.provisioning.attempts(), limit);
+        let provider = self.provider(provider)?;
         loop {
-            let error = match self.call(provider, limit, Call::Change, &make).await? {
+            let admission = self.turn(provider, Call::Change).await;
+            let watch = Stopwatch::start();
+            let error = match in_time(limit, make(provider)).await {
                 Err(error) if error.is_worth_a_retry() => error,
                 answer => return Ok(answer),
             };
+            drop(admission);
             let is_free = error.is_no_failure();
-            let pause = if is_free { tries.pass() } else { tries.fail() };
+            let pause = if is_free { tries.pass(watch.elapsed()) } else { tries.fail() };
             let Some(number) = pause.filter(|_| !self.is_stopped()) else { return Ok(Err(error)) };
             let delay = retry::delay(number, worker, retry_after(&error));
             (listener.retrying)((!is_free).then_some(number), error.to_string(), delay);
-            sleep(delay).await;
+            tries.wait(delay);
+            if !self.sleep_unless_stopped(delay).await {
+                return Ok(Err(error));
+            }
         }
     }
 

@@ -202,6 +202,15 @@ impl ProviderKind {
         matches!(self, Self::Exec(_) | Self::Ec2(_))
     }
 
+    /// Returns where the provider itself said that its workers are.
+    pub fn said_place(&self) -> Option<&str> {
+        match self {
+            Self::Exec(exec) => exec.place.as_deref(),
+            Self::Ec2(ec2) => ec2.account.as_deref(),
+            Self::Local(_) | Self::Docker(_) | Self::Sim(_) => None,
+        }
+    }
+
     /// Returns whether the workers of the one are not those of the other. An executable that does not say where its
     /// workers are is believed.
     pub fn is_elsewhere(&self, other: &Self) -> bool {

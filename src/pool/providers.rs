@@ -19,7 +19,7 @@ use crate::clock::Stopwatch;
 use crate::config::ProviderConfig;
 use crate::state::Store;
 
-/// How long one that could not be opened is not tried again: an executable may take its time to fail, and every probe
+/// How long one that could not be opened, or was found somewhere else, is not tried again: an executable may take its time to fail, and every probe
 /// would ask for it.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -41,9 +41,9 @@ struct Shelf {
     /// Those that were given.
     given: BTreeMap<String, SharedProvider>,
     /// Those that are open, and as what; the latest last.
-    opened: BTreeMap<String, Vec<(ProviderConfig, SharedProvider)>>,
+    opened: BTreeMap<String, Vec<Opened>>,
     /// Those that could not be opened lately: as what, since when that is known, and why.
-    failed: BTreeMap<String, (ProviderConfig, Stopwatch, PoolError)>,
+    failed: BTreeMap<String, (Reached, Stopwatch, PoolError)>,
     /// One at a time opens a provider.
     turns: BTreeMap<String, Arc<tokio::sync::Mutex<()>>>,
 }
@@ -64,31 +64,63 @@ impl fmt::Debug for Providers {
     }
 }
 
-/// What is recorded says where an executable's workers are; to reach them, it is asked.
-fn as_reached((name, config): (String, ProviderConfig)) -> (String, ProviderConfig) {
-    (name, config.at(None))
+/// Adds what is declared. Files do not say where workers are that only their provider knows: what is recorded stays.
+fn add(known: &mut BTreeMap<String, ProviderConfig>, declared: BTreeMap<String, ProviderConfig>) {
+    for (name, mut config) in declared {
+        if let Some(before) = known.get(&name) {
+            config.keep_place_of(before);
+        }
+        known.insert(name, config);
+    }
+}
+
+/// How a provider is reached: by its config without where its workers are, which it is asked.
+#[derive(PartialEq)]
+struct Reached {
+    config: ProviderConfig,
+    /// Where its workers are, as it was recorded.
+    place: Option<String>,
+}
+
+/// A provider that is open, as what, and since when.
+struct Opened {
+    reached: Reached,
+    since: Stopwatch,
+    provider: SharedProvider,
+}
+
+impl Opened {
+    /// Returns whether this is what is asked for. One that is not where its workers were recorded, or did not say so before
+    /// that was recorded, is opened once more: credentials may be others by now.
+    fn is(&self, reached: &Reached) -> bool {
+        let said = || self.provider.describe().about.place;
+        let is_there = match &reached.place {
+            None => true,
+            Some(place) => match said() {
+                Some(said) => said == *place || self.since.elapsed() < TRIED_AGAIN_AFTER,
+                None => self.reached.place.is_some(),
+            },
+        };
+        self.reached.config == reached.config && is_there
+    }
 }
 
 impl Shelf {
     /// Returns the provider that is open as this.
-    fn open_as(&self, name: &str, config: &ProviderConfig) -> Option<SharedProvider> {
+    fn open_as(&self, name: &str, reached: &Reached) -> Option<SharedProvider> {
         let all = self.opened.get(name)?;
-        let (_, provider) = all.iter().find(|(opened, _)| opened == config)?;
-        Some(provider.clone())
+        let as_asked_for = all.iter().find(|opened| opened.is(reached))?;
+        Some(as_asked_for.provider.clone())
     }
 
     /// Returns what came of opening the provider as this, if that was tried.
-    fn known(
-        &self,
-        name: &str,
-        config: &ProviderConfig,
-    ) -> Option<Result<SharedProvider, PoolError>> {
-        if let Some(opened) = self.open_as(name, config) {
+    fn known(&self, name: &str, reached: &Reached) -> Option<Result<SharedProvider, PoolError>> {
+        if let Some(opened) = self.open_as(name, reached) {
             return Some(Ok(opened));
         }
         let (tried, since, error) = self.failed.get(name)?;
         let is_recent = since.elapsed() < TRIED_AGAIN_AFTER;
-        (tried == config && is_recent).then(|| Err(error.clone()))
+        (tried == reached && is_recent).then(|| Err(error.clone()))
     }
 }
 
@@ -113,17 +145,19 @@ impl Providers {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn config(&self, name: &str) -> Result<ProviderConfig, PoolError> {
+    fn reached(&self, name: &str) -> Result<Reached, PoolError> {
         let declared = self.declared().get(name).cloned();
-        declared
+        let config = declared
             .or_else(|| ProviderConfig::implicit(name))
-            .ok_or_else(|| PoolError::UnknownProvider(name.to_owned()))
+            .ok_or_else(|| PoolError::UnknownProvider(name.to_owned()))?;
+        let place = config.kind.said_place().map(str::to_owned);
+        Ok(Reached { config: config.at(None), place })
     }
 
     /// Learns how providers are reached. One that is open otherwise is opened anew when it is asked for;
     /// calls that are under way end as they began.
     pub fn declare(&self, declared: BTreeMap<String, ProviderConfig>) {
-        self.declared().extend(declared.into_iter().map(as_reached));
+        add(&mut self.declared(), declared);
     }
 
     /// Returns these providers as they would be with `declared`: nobody else asks for them so. A run that is refused
@@ -131,7 +165,7 @@ impl Providers {
     #[must_use]
     pub fn with(&self, declared: BTreeMap<String, ProviderConfig>) -> Self {
         let mut own = self.declared().clone();
-        own.extend(declared.into_iter().map(as_reached));
+        add(&mut own, declared);
         Self { declared: Arc::new(Mutex::new(own)), ..self.clone() }
     }
 
@@ -144,18 +178,35 @@ impl Providers {
             let given = self.shelf().given.get(name).cloned();
             return given.ok_or_else(|| PoolError::UnknownProvider(name.to_owned()));
         };
-        let config = self.config(name)?;
-        if let Some(known) = self.shelf().known(name, &config) {
+        let reached = self.reached(name)?;
+        if let Some(known) = self.shelf().known(name, &reached) {
             return known;
         }
         // Whoever asks meanwhile gets what comes of this.
         let turn = Arc::clone(self.shelf().turns.entry(name.to_owned()).or_default());
         let _turn = turn.lock().await;
-        if let Some(known) = self.shelf().known(name, &config) {
+        if let Some(known) = self.shelf().known(name, &reached) {
             return known;
         }
-        let opened = open(name, &config, &opening.settings).await;
-        self.keep(opening, (name, config), opened)
+        let as_recorded = (&reached.config, reached.place.as_deref());
+        let opened = open(name, as_recorded, &opening.settings).await;
+        self.keep(opening, (name, reached), opened)
+    }
+
+    /// Returns the provider of this name, if it is where its workers are recorded to be.
+    ///
+    /// # Errors
+    /// As [`Providers::get`], and when it is somewhere else: what it says of a worker there means nothing.
+    pub async fn get_there(&self, name: &str) -> Result<SharedProvider, PoolError> {
+        let provider = self.get(name).await?;
+        let recorded = self.opening.as_ref().and_then(|_| self.reached(name).ok()?.place);
+        match (recorded, provider.describe().about.place) {
+            (Some(recorded), Some(said)) if recorded != said => {
+                let reason = format!("its workers are in {recorded}, and it is in {said} now");
+                Err(PoolError::Provider { name: name.to_owned(), reason })
+            }
+            (Some(_) | None, _) => Ok(provider),
+        }
     }
 
     /// Returns the provider of this name unless somebody has to be asked first; what cannot be had is nothing.
@@ -163,28 +214,28 @@ impl Providers {
         let Some(opening) = &self.opening else {
             return self.shelf().given.get(name).cloned();
         };
-        let config = self.config(name).ok()?;
-        if let Some(known) = self.shelf().known(name, &config) {
+        let reached = self.reached(name).ok()?;
+        if let Some(known) = self.shelf().known(name, &reached) {
             return known.ok();
         }
-        if config.kind.says_place() {
+        if reached.config.kind.says_place() {
             return None;
         }
-        let opened = open_now(name, &config, &opening.settings);
-        self.keep(opening, (name, config), opened).ok()
+        let opened = open_now(name, &reached.config, &opening.settings);
+        self.keep(opening, (name, reached), opened).ok()
     }
 
     /// Keeps what came of opening a provider.
     fn keep(
         &self,
         opening: &Opening,
-        (name, config): (&str, ProviderConfig),
+        (name, reached): (&str, Reached),
         opened: Result<SharedProvider, PoolError>,
     ) -> Result<SharedProvider, PoolError> {
         let dressed = opened.map(|bare| {
             let suggested = bare.describe().about.max_concurrency;
             let dressed = (opening.dress)(name, bare);
-            let mut limits = config.limits.clone();
+            let mut limits = reached.config.limits.clone();
             limits.max_concurrency = limits.max_concurrency.or(suggested);
             match Limiter::new(name, &limits, opening.store.clone()) {
                 Some(limiter) => dressed.behind(Arc::new(limiter)),
@@ -196,12 +247,13 @@ impl Providers {
             Ok(provider) => {
                 shelf.failed.remove(name);
                 let all = shelf.opened.entry(name.to_owned()).or_default();
-                all.push((config, provider.clone()));
+                let since = Stopwatch::start();
+                all.push(Opened { reached, since, provider: provider.clone() });
                 let surplus = all.len().saturating_sub(KEPT);
                 all.drain(..surplus);
             }
             Err(error) => {
-                let failed = (config, Stopwatch::start(), error.clone());
+                let failed = (reached, Stopwatch::start(), error.clone());
                 shelf.failed.insert(name.to_owned(), failed);
             }
         }
@@ -218,11 +270,12 @@ impl Providers {
             let given = self.shelf().given.get(name).cloned();
             return given.ok_or_else(|| PoolError::UnknownProvider(name.to_owned()));
         };
-        let config = self.config(name)?;
-        let opened = self.shelf().open_as(name, &config).filter(|_| config.kind.is_asked());
+        let reached = self.reached(name)?;
+        let is_asked = reached.config.kind.is_asked();
+        let opened = self.shelf().open_as(name, &reached).filter(|_| is_asked);
         match opened {
             Some(opened) => Ok(opened),
-            None => open_now(name, &config, &opening.settings),
+            None => open_now(name, &reached.config, &opening.settings),
         }
     }
 

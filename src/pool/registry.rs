@@ -46,27 +46,30 @@ impl fmt::Debug for ProviderSettings {
     }
 }
 
-/// Opens the provider called `name`, and asks it what it can do where only it knows.
+/// Opens the provider called `name`, and asks it what it can do where only it knows. `place` is where its workers are,
+/// as it was recorded.
 ///
 /// # Errors
-/// When it cannot be opened, or its config is not what it wants.
+/// When it cannot be opened, or its config is not what it wants, or nobody can tell whether its workers are there.
 pub(super) async fn open(
     name: &str,
-    config: &ProviderConfig,
+    (config, place): (&ProviderConfig, Option<&str>),
     settings: &ProviderSettings,
 ) -> Result<SharedProvider, PoolError> {
     let exec = match &config.kind {
         ProviderKind::Exec(exec) => exec,
         ProviderKind::Ec2(ec2) => {
-            let mut provider = instances(name, ec2, settings)?;
-            let given = ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"];
-            let set =
-                |variable: &&str| settings.environment.get(*variable).filter(|url| !url.is_empty());
-            let given = given.iter().find_map(set);
-            if let Some(endpoint) = given.cloned().or_else(|| ec2.identity_endpoint()) {
-                provider.ask_account(endpoint.trim_end_matches('/')).await;
-            }
-            return Ok(SharedProvider::new(provider));
+            let provider = instances(name, ec2, settings)?;
+            let told = provider.ask_account().await;
+            return match (told, place) {
+                (Err(why), Some(place)) => {
+                    let reason =
+                        format!("its workers are in {place}, which has to be the one now: {why}");
+                    Err(PoolError::Provider { name: name.to_owned(), reason })
+                }
+                // A call that needs credentials says what is wrong with them.
+                (Ok(()) | Err(_), _) => Ok(SharedProvider::new(provider)),
+            };
         }
         _ => return open_now(name, config, settings),
     };
@@ -136,7 +139,13 @@ fn instances(
 ) -> Result<Ec2Provider, PoolError> {
     let clock = settings.clock.clone();
     let now = Arc::new(move || clock.system_now());
-    let own = pool_ec2::Settings { name: name.to_owned(), now };
+    let set = |variable: &str| settings.environment.get(variable).filter(|url| !url.is_empty());
+    // Where all of AWS is somewhere else, STS is there too.
+    let elsewhere = set("AWS_ENDPOINT_URL").filter(|url| config.endpoint.as_ref() == Some(*url));
+    let identity = set("AWS_ENDPOINT_URL_STS").or(elsewhere).cloned();
+    let identity = identity.or_else(|| config.identity_endpoint());
+    let identity = identity.map(|url| url.trim_end_matches('/').to_owned());
+    let own = pool_ec2::Settings { name: name.to_owned(), now, identity };
     let failed = |reason| PoolError::Provider { name: name.to_owned(), reason };
     Ec2Provider::new(config.clone(), own).map_err(failed)
 }

@@ -88,7 +88,7 @@ impl Prober {
 
     /// Opens the provider of a worker.
     pub(super) async fn open(&self, worker: &Watched) -> Result<SharedProvider, PoolError> {
-        self.providers.get(&worker.provider).await
+        self.providers.get_there(&worker.provider).await
     }
 
     /// Probes a worker, and notes in memory what was found.
@@ -105,7 +105,7 @@ impl Prober {
         };
         // What vouches for it is the moment before it was asked.
         let asked_at = self.clock.now();
-        let probed = probe::probe(check, &provider, &reference, &worker.addresses).await;
+        let probed = probe::probe(check, (&provider, None), &reference, &worker.addresses).await;
         match &probed {
             Probed::Passed => self.vitals.passed(worker.row, asked_at),
             Probed::Failed(_) | Probed::Gone(_) => self.vitals.forget(worker.row),

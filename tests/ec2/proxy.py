@@ -59,7 +59,7 @@ class World:
         self.token_locks = {}
         self.born = {}
         self.buckets = {}
-        self.keys = {"AKIAPOOLTESTS": "pool-tests-secret"}
+        self.keys = {"AKIAPOOLTESTS": "pool-tests-secret", "AKIAPOOLOTHER": "pool-tests-secret"}
         self.session_tokens = {"role-token"}
         self.role_calls = 0
 
@@ -193,10 +193,7 @@ class Handler(BaseHTTPRequestHandler):
             if action == "AssumeRoleWithWebIdentity":
                 return self.web_identity(body)
             if action == "GetCallerIdentity":
-                self.check_signature(body)
-                return self.answer(200, "<GetCallerIdentityResponse><GetCallerIdentityResult><Account>"
-                                   f"{world.faults['account']}</Account></GetCallerIdentityResult>"
-                                   "</GetCallerIdentityResponse>")
+                return self.identity(body)
             status, answered = self.ec2(action, parameters, body)
             self.answer(status, answered)
         except Refused as refused:
@@ -206,6 +203,17 @@ class Handler(BaseHTTPRequestHandler):
         except Unanswered:
             self.close_connection = True
             self.connection.close()
+
+    def identity(self, body):
+        self.check_signature(body)
+        refused = self.world.refusal("GetCallerIdentity")
+        if refused:
+            return self.answer(403, '<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error>'
+                               f"<Type>Sender</Type><Code>{refused[0]}</Code><Message>{refused[1]}</Message>"
+                               "</Error><RequestId>r</RequestId></ErrorResponse>")
+        self.answer(200, "<GetCallerIdentityResponse><GetCallerIdentityResult><Account>"
+                    f"{self.world.faults['account']}</Account></GetCallerIdentityResult>"
+                    "</GetCallerIdentityResponse>")
 
     def ec2(self, action, parameters, body):
         world = self.world

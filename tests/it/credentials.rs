@@ -92,19 +92,85 @@ fn no_credential_is_in_a_log_or_in_the_state() {
     sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
 }
 
+fn keys(key: &str) -> String {
+    format!("[ci]\naws_access_key_id = {key}\naws_secret_access_key = pool-tests-secret\n")
+}
+
+/// Three workers that are asked for often and replaced at once, made with credentials of a file.
+fn looked_after(sandbox: &mut Sandbox, region: &Region) {
+    sandbox.write(".aws/credentials", &keys("AKIAPOOLTESTS"));
+    sandbox.set("AWS_PROFILE", "ci");
+    sandbox.write("aws.yaml", &providers(region));
+    let rest = "health_check: {interval: 500ms, timeout: 500ms, unhealthy_threshold: 1}\nremediation: {backoff: 1s}\n";
+    sandbox.write("ci.yaml", &pool(3, "", rest));
+    apply(sandbox).exits(0);
+}
+
+#[test]
+fn a_server_has_nothing_to_do_with_what_is_of_another_account_by_now() {
+    let Some(region) = Region::new() else { return };
+    let mut sandbox = Region::stranger();
+    sandbox.set("AWS_ENDPOINT_URL_STS", &region.url);
+    looked_after(&mut sandbox, &region);
+    let server = Server::start(&sandbox, &[]);
+    let verify = || server.call("POST", "/v1/workers/ci-0-1/verify", &Value::Null).1;
+    wait_until("the worker is well", || verify()["healthy"] == true);
+    // What is refused is read anew.
+    sandbox.write(".aws/credentials", &keys("AKIAPOOLOTHER"));
+    let outdated = json!({ "times": 1, "code": "ExpiredToken" });
+    let once = json!({ "DescribeInstanceStatus": outdated });
+    let told = || sandbox.read("serve.log").contains("are of account 999999999999 by now");
+    wait_until("it is another account", || {
+        region.faults(&json!({ "account": "999999999999", "refuse": once }));
+        crate::sandbox::pause(Duration::from_millis(500));
+        told()
+    });
+    region.faults(&json!({ "account": "999999999999" }));
+    assert_eq!(verify()["healthy"], false);
+    crate::sandbox::pause(Duration::from_secs(3));
+    for action in ["DescribeInstances", "RunInstances", "TerminateInstances"] {
+        assert!(region.calls(action).is_empty(), "{action}");
+    }
+    let status = sandbox.pool(&["status", "--json"]).exits(0).json();
+    assert_eq!(status["pools"][0]["ready"], 3, "{status}");
+
+    sandbox.write(".aws/credentials", &keys("AKIAPOOLTESTS"));
+    region.faults(&json!({}));
+    wait_until("the worker is well again", || verify()["healthy"] == true);
+}
+
+#[test]
+fn a_server_that_began_with_the_credentials_of_another_account_finds_its_workers_when_they_are_mended()
+ {
+    let Some(region) = Region::new() else { return };
+    let mut sandbox = Region::stranger();
+    sandbox.set("AWS_ENDPOINT_URL_STS", &region.url);
+    looked_after(&mut sandbox, &region);
+    region.faults(&json!({ "account": "999999999999" }));
+    sandbox.write(".aws/credentials", &keys("AKIAPOOLOTHER"));
+    let server = Server::start(&sandbox, &[]);
+    let is_well =
+        || server.call("POST", "/v1/workers/ci-0-1/verify", &Value::Null).1["healthy"] == true;
+    crate::sandbox::pause(Duration::from_secs(3));
+    // There it has nothing to look for.
+    for action in ["DescribeInstanceStatus", "RunInstances", "TerminateInstances"] {
+        assert!(region.calls(action).is_empty(), "{action}");
+    }
+    sandbox.write(".aws/credentials", &keys("AKIAPOOLTESTS"));
+    region.faults(&json!({}));
+    wait_until("the server lists them", || {
+        let listed = region.calls("DescribeInstances");
+        !listed.is_empty() && is_well()
+    });
+    let status = sandbox.pool(&["status", "--json"]).exits(0).json();
+    assert_eq!(status["pools"][0]["ready"], 3, "{status}");
+}
+
 #[test]
 fn workers_are_not_unhealthy_because_nobody_may_ask() {
     let Some(region) = Region::new() else { return };
     let mut sandbox = Region::stranger();
-    let keys = |key: &str| {
-        format!("[ci]\naws_access_key_id = {key}\naws_secret_access_key = pool-tests-secret\n")
-    };
-    sandbox.write(".aws/credentials", &keys("AKIAPOOLTESTS"));
-    sandbox.set("AWS_PROFILE", "ci");
-    sandbox.write("aws.yaml", &providers(&region));
-    let rest = "health_check: {interval: 500ms, timeout: 500ms, unhealthy_threshold: 1}\nremediation: {backoff: 1s}\n";
-    sandbox.write("ci.yaml", &pool(3, "", rest));
-    apply(&sandbox).exits(0);
+    looked_after(&mut sandbox, &region);
     let ids = || {
         let seen = region.seen("us-east-1", &sandbox);
         seen.into_iter().map(|one| one["InstanceId"].to_string()).collect::<Vec<_>>()
@@ -121,6 +187,12 @@ fn workers_are_not_unhealthy_because_nobody_may_ask() {
     // They are read anew.
     sandbox.write(".aws/credentials", &keys("AKIAPOOLTESTS"));
     wait_until("the worker is well", || verify()["healthy"] == true);
+    // No answer is none of the workers', either.
+    region.faults(&json!({ "lose": { "DescribeInstanceStatus": 1000 } }));
+    wait_until("nobody answers", || log().contains("no answer of"));
+    crate::sandbox::pause(Duration::from_secs(3));
+    region.faults(&json!({}));
+    wait_until("all were asked for", || region.calls("DescribeInstanceStatus").len() > 5);
     let refuse = json!({ "times": 1000, "code": "RequestLimitExceeded" });
     region.faults(&json!({ "refuse": { "DescribeInstanceStatus": refuse } }));
     wait_until("there are too many calls", || log().contains("rate limited"));

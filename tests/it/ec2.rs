@@ -377,6 +377,13 @@ fn another_account_is_another_place() {
     let before = ", account 123456789012";
     assert!(refused.stderr.contains(before), "{}", refused.stderr);
     assert!(refused.stderr.contains("account 999999999999"), "{}", refused.stderr);
+    // Once it is known, it has to be known.
+    let silent = json!({ "GetCallerIdentity": { "times": 100, "code": "AccessDenied" } });
+    region.faults(&json!({ "refuse": silent }));
+    let refused = apply(&sandbox).exits(1);
+    let untold = "its workers are in account 123456789012, which has to be the one now";
+    assert!(refused.stderr.contains(untold), "{}", refused.stderr);
+    assert!(refused.stderr.contains("AccessDenied"), "{}", refused.stderr);
     assert!(region.calls("RunInstances").is_empty());
     region.faults(&json!({}));
     sandbox.pool(&["destroy", "--auto-approve"]).exits(0);

@@ -214,7 +214,10 @@ pub(crate) struct Done {}
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Refused {
-    errors: Errors,
+    /// EC2's
+    errors: Option<Errors>,
+    /// That of STS
+    error: Option<ErrorItem>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -232,9 +235,10 @@ struct ErrorItem {
 }
 
 impl Refused {
-    /// Returns the code and the message.
-    pub(crate) fn into_parts(self) -> (String, String) {
-        (self.errors.error.code, self.errors.error.message)
+    /// Returns the code and the message, if there are any.
+    pub(crate) fn into_parts(self) -> Option<(String, String)> {
+        let error = self.errors.map(|errors| errors.error).or(self.error)?;
+        Some((error.code, error.message))
     }
 }
 
@@ -278,8 +282,13 @@ mod tests {
     fn a_refusal_is_read() {
         let text = "<?xml version=\"1.0\"?><Response><Errors><Error><Code>AuthFailure</Code><Message>no</Message>\
                     </Error></Errors><RequestID>1</RequestID></Response>";
-        let refused: Refused = quick_xml::de::from_str(text).unwrap();
-        assert_eq!(refused.into_parts(), ("AuthFailure".to_owned(), "no".to_owned()));
+        let refused = |text| quick_xml::de::from_str::<Refused>(text).unwrap().into_parts();
+        let parts = Some(("AuthFailure".to_owned(), "no".to_owned()));
+        assert_eq!(refused(text), parts);
+        let of_sts = "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
+                      <Code>AuthFailure</Code><Message>no</Message></Error><RequestId>1</RequestId></ErrorResponse>";
+        assert_eq!(refused(of_sts), parts);
+        assert_eq!(refused("<html><body>Bad gateway</body></html>"), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use aws_credential_types::Credentials;
 use pool_provider::http;
 use reqwest::header::RETRY_AFTER;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout};
 use tracing::trace;
 
 use crate::access::Access;
@@ -19,6 +20,7 @@ use crate::pace::Pace;
 use crate::refusal::{Refusal, chain};
 use crate::request::Parameters;
 use crate::sign::{Signed, signature};
+use crate::whose::Whose;
 
 /// The version of the API, the only one in a decade, and that of STS.
 const VERSION: &str = "2016-11-15";
@@ -29,6 +31,8 @@ const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a call waits for its turn once there were too many.
 const TURN: Duration = Duration::from_secs(5);
+/// The longest pause that is believed to be asked for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const CONNECTING: Duration = Duration::from_secs(5);
 
 /// Tells what time it is.
@@ -47,8 +51,24 @@ pub(crate) struct Client {
     endpoint: String,
     region: String,
     access: Access,
+    whose: Whose,
     pace: Pace,
     now: Now,
+}
+
+/// How long a call may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Until it may be made, where there were too many.
+    pub(crate) turn: Duration,
+    /// Until it is answered, from then on.
+    pub(crate) answer: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { turn: TURN, answer: PATIENCE }
+    }
 }
 
 impl fmt::Debug for Client {
@@ -65,7 +85,7 @@ impl Client {
     pub(crate) fn new(
         (region, endpoint): (String, String),
         profile: Option<String>,
-        now: Now,
+        (identity, now): (Option<String>, Now),
     ) -> Result<Self, String> {
         let known = reqwest::Url::parse(&endpoint)
             .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.username().is_empty());
@@ -74,20 +94,34 @@ impl Client {
         }
         // A redirect is no answer of EC2: what is signed is for this host.
         let http = http::secure().redirect(reqwest::redirect::Policy::none());
-        let http = http.timeout(PATIENCE).connect_timeout(CONNECTING);
+        let http = http.connect_timeout(CONNECTING);
         let http = http.user_agent(concat!("pool/", env!("CARGO_PKG_VERSION"))).build();
         let http =
             http.map_err(|error| format!("preparing to call {endpoint}: {}", chain(&error)))?;
         let access = Access::new(region.clone(), profile);
-        Ok(Self { http, endpoint, region, access, pace: Pace::default(), now })
+        let whose = Whose::new(identity);
+        Ok(Self { http, endpoint, region, access, whose, pace: Pace::default(), now })
     }
 
-    /// Asks whose credentials these are: returns the account's number.
-    pub(crate) async fn account(&self, endpoint: &str) -> Result<String, Refusal> {
-        let credentials = self.credentials().await?;
+    /// Finds out whose credentials these are, where there is somebody to ask.
+    pub(crate) async fn ask_account(&self) -> Result<(), Refusal> {
+        self.credentials().await?;
+        self.whose.known().await.map_err(Refusal::NoCredentials)
+    }
+
+    /// Returns the number of the account, once it is known.
+    pub(crate) fn account(&self) -> Option<&str> {
+        self.whose.account()
+    }
+
+    async fn account_at(
+        &self,
+        endpoint: &str,
+        credentials: &Credentials,
+    ) -> Result<String, Refusal> {
         let body = body("GetCallerIdentity", STS_VERSION, &Vec::new());
         let target = Target { endpoint, service: "sts" };
-        let identity: Identity = self.send(target, "GetCallerIdentity", body, &credentials).await?;
+        let identity: Identity = self.send(target, "GetCallerIdentity", body, credentials).await?;
         Ok(identity.into_account())
     }
 
@@ -97,16 +131,33 @@ impl Client {
         action: &'static str,
         parameters: &Parameters,
     ) -> Result<T, Refusal> {
-        let patience = match action {
-            // A probe has a moment only, and waiting would be taken for the worker's silence.
-            "DescribeInstanceStatus" => Duration::ZERO,
-            _ => TURN,
-        };
-        let asked = self.pace.wait(action, patience).await.map_err(|wait| Refusal::Code {
+        self.call_within(Limits::default(), action, parameters).await
+    }
+
+    /// Makes a call that may take so long.
+    pub(crate) async fn call_within<T: DeserializeOwned>(
+        &self,
+        limits: Limits,
+        action: &'static str,
+        parameters: &Parameters,
+    ) -> Result<T, Refusal> {
+        let asked = self.pace.wait(action, limits.turn).await.map_err(|wait| Refusal::Code {
             code: "RequestLimitExceeded".to_owned(),
             message: format!("there were too many {action} calls a moment ago"),
             retry_after: Some(wait),
         })?;
+        let late =
+            || Refusal::Lost(format!("no answer of {} within {:?}", self.endpoint, limits.answer));
+        let answered = timeout(limits.answer, self.send_signed(action, parameters, asked)).await;
+        answered.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn send_signed<T: DeserializeOwned>(
+        &self,
+        action: &'static str,
+        parameters: &Parameters,
+        asked: Instant,
+    ) -> Result<T, Refusal> {
         let credentials = self.credentials().await?;
         let body = body(action, VERSION, parameters);
         let target = Target { endpoint: &self.endpoint, service: "ec2" };
@@ -116,8 +167,8 @@ impl Client {
                 Err(refusal.not_before(self.pace.refused(action, asked)))
             }
             Err(refusal @ Refusal::Code { .. }) => {
-                if refusal.is_about_access() {
-                    self.access.forget().await;
+                if refusal.is_about_credentials() {
+                    self.access.forget(&credentials);
                 }
                 self.pace.passed(action);
                 Err(refusal)
@@ -132,7 +183,14 @@ impl Client {
 
     async fn credentials(&self) -> Result<Credentials, Refusal> {
         let found = self.access.credentials((self.now)()).await;
-        found.map_err(|why| Refusal::NoCredentials(format!("no AWS credentials: {why}")))
+        let found =
+            found.map_err(|why| Refusal::NoCredentials(format!("no AWS credentials: {why}")))?;
+        let ask = async |endpoint: &str| self.account_at(endpoint, &found).await;
+        self.whose.confirm(&found, ask).await.map_err(|why| {
+            self.access.forget(&found);
+            Refusal::NoCredentials(why)
+        })?;
+        Ok(found)
     }
 
     async fn send<T: DeserializeOwned>(
@@ -162,7 +220,7 @@ impl Client {
         let status = answer.status();
         let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| {
             let seconds = value.to_str().ok()?.trim().parse().ok()?;
-            Some(Duration::from_secs(seconds))
+            Some(Duration::from_secs(seconds).min(LONGEST_PAUSE))
         });
         let text = answer.text().await.map_err(|error| lost(endpoint, &error))?;
         if status.is_success() {
@@ -170,13 +228,11 @@ impl Client {
                 Refusal::Lost(format!("{endpoint} answered what is no answer to {action}: {error}"))
             });
         }
-        match quick_xml::de::from_str::<Refused>(&text) {
-            Ok(refused) => {
-                let (code, message) = refused.into_parts();
-                Err(Refusal::Code { code, message, retry_after })
-            }
+        let refused = quick_xml::de::from_str::<Refused>(&text).ok();
+        match refused.and_then(Refused::into_parts) {
+            Some((code, message)) => Err(Refusal::Code { code, message, retry_after }),
             // Somebody in between, who says nothing of the call.
-            Err(_) => Err(Refusal::Lost(format!(
+            None => Err(Refusal::Lost(format!(
                 "{endpoint} answered {status}, and not as {service} does: {}",
                 text.chars().filter(|c| !c.is_control()).take(200).collect::<String>()
             ))),

@@ -145,11 +145,11 @@ pub struct WorkerAttributes {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(max = 16384), example = &"#!/bin/sh\nsystemctl start runner\n")]
     pub user_data: Option<String>,
-    /// How the instance is paid for. AWS takes spot instances back when it needs them, jobs or not.
+    /// How the instance is paid for; by default `on_demand`. AWS takes spot instances back when it needs them, jobs or not.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(example = &"on_demand")]
     pub market: Market,
-    /// Whether its metadata service wants a session token (IMDSv2).
+    /// Whether its metadata service wants a session token (IMDSv2); by default it is `required`.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(example = &"required")]
     pub metadata_tokens: MetadataTokens,

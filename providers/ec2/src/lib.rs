@@ -12,6 +12,7 @@
 //! | `request`  | what `RunInstances` is asked for                                          |
 //! | `sign`     | Signature Version 4                                                      |
 //! | `access`   | credentials, from where AWS's own tools take them                         |
+//! | `whose`    | whose account they are of                                                 |
 //! | `wire`     | how those are called for                                                  |
 //! | `client`   | one signed call                                                          |
 //! | `pace`     | how fast calls are made once there were too many                          |
@@ -36,6 +37,7 @@ mod sign;
 mod sizes;
 mod status;
 mod tags;
+mod whose;
 mod wire;
 
 pub use config::{

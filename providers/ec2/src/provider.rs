@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pool_provider::{
@@ -13,7 +13,7 @@ use pool_provider::{
     InPlaceField, Listing, ObservedWorker, PageToken, ProbeOutcome, ProviderError, UpdateRequest,
     WorkerProvider, WorkerRef,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
 use crate::answer::{Described, Done, Instance, Run};
@@ -26,10 +26,15 @@ use crate::{seen, status};
 
 /// How long EC2 may take to answer a call that ends an instance, and to believe it.
 const ENDING: Duration = Duration::from_secs(60);
-/// How long it may take to learn whose account it is.
-const ASKING: Duration = Duration::from_secs(10);
 /// How soon it is looked again for what does not show yet.
 const LOOK: Duration = Duration::from_millis(500);
+/// The longest pause between two such looks.
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
+/// How long it may take to say why an instance has ended.
+const EXPLAINING: Duration = Duration::from_millis(500);
+/// How many instances that EC2 does not know are remembered, and for how long when there are more.
+const MOST_UNKNOWN: usize = 1000;
+const FORGOTTEN: Duration = Duration::from_secs(60 * 60);
 /// How many instances a page has at most.
 const PAGE: &str = "1000";
 /// What may still run, or run again.
@@ -44,11 +49,36 @@ pub struct Settings {
     pub name: String,
     /// Tells what time it is: calls are signed with it.
     pub now: Now,
+    /// Where AWS's STS is, which says whose account it is; `None` where there is none to ask.
+    pub identity: Option<String>,
 }
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Looking again for what may not show yet: seldomer each time.
+struct Looks {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Looks {
+    fn new(limit: Duration) -> Self {
+        Self { until: Instant::now() + limit, pause: LOOK }
+    }
+
+    /// Waits for a while; false when there is no time for another look.
+    async fn again(&mut self) -> bool {
+        let now = Instant::now();
+        if now >= self.until {
+            return false;
+        }
+        sleep_until((now + self.pause).min(self.until)).await;
+        self.pause = (self.pause * 2).min(LONGEST_LOOK);
+        true
     }
 }
 
@@ -59,8 +89,8 @@ pub struct Ec2Provider {
     config: Config,
     client: Arc<Client>,
     statuses: status::Desk,
-    /// Instances that EC2 does not know when it is asked: since when, and when that was last.
-    unknown: Mutex<BTreeMap<String, (Instant, Instant)>>,
+    /// Instances that EC2 does not know when it is asked, since when.
+    unknown: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl Ec2Provider {
@@ -74,23 +104,20 @@ impl Ec2Provider {
             return Err(why.to_owned());
         };
         let endpoint = config.endpoint().unwrap_or_default();
-        let client = Client::new((region, endpoint), config.profile.clone(), settings.now)?;
+        let asks = (settings.identity, settings.now);
+        let client = Client::new((region, endpoint), config.profile.clone(), asks)?;
         let client = Arc::new(client);
         let statuses = status::Desk::new(Arc::clone(&client));
         Ok(Self { name: settings.name, config, client, statuses, unknown: Mutex::default() })
     }
 
-    /// Asks AWS whose account it is, by the STS at `endpoint`: in another one its workers would look gone. Without an
-    /// answer that stays unknown.
-    pub async fn ask_account(&mut self, endpoint: &str) {
-        match timeout(ASKING, self.client.account(endpoint)).await {
-            Ok(Ok(account)) => self.config.account = Some(format!("account {account}")),
-            Ok(Err(refusal)) => {
-                let why = refusal.text();
-                warn!(endpoint, why, "it is not known whose AWS account this is");
-            }
-            Err(_) => warn!(endpoint, "it is not known whose AWS account this is: no answer"),
-        }
+    /// Finds out whose account it is, which [`Self::describe`] tells from then on. Where nobody says so it stays unknown,
+    /// until a later call finds out.
+    ///
+    /// # Errors
+    /// When there are no credentials, in words.
+    pub async fn ask_account(&self) -> Result<(), String> {
+        self.client.ask_account().await.map_err(|refusal| refusal.text())
     }
 
     fn settle(&self) -> Duration {
@@ -135,19 +162,17 @@ impl Ec2Provider {
         let (mut parameters, next) = self.ours(&worker.owner, states);
         let name = worker.name.to_string();
         add_filter(&mut parameters, next, &format!("tag:{}", tags::WORKER), &[&name]);
-        let mut found = Vec::new();
-        let mut token = None;
+        let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
+        let mut token: Option<String> = None;
         loop {
             let (instances, next) =
                 self.page(&worker.owner, parameters.clone(), token.as_deref()).await?;
             found.extend(instances.into_iter().filter_map(|(own, found)| Some((own?, found))));
-            if next.is_none() {
-                break;
+            let Some(next) = next else { break };
+            if !seen.insert(next.clone()) {
+                return Err(Refusal::Lost("the listing leads back to an earlier page".to_owned()));
             }
-            if next == token {
-                return Err(Refusal::Lost("the listing leads back to its last page".to_owned()));
-            }
-            token = next;
+            token = Some(next);
         }
         // Whatever the filters let through: nobody else's instance is deleted.
         found.retain(|(own, _)| own.name == worker.name);
@@ -173,7 +198,7 @@ impl Ec2Provider {
             name: request.name.clone(),
             provider_id: None,
         };
-        let until = Instant::now() + self.settle();
+        let mut looks = Looks::new(self.settle());
         loop {
             let found = self.of_worker(&worker, &[]).await.map_err(|refusal| {
                 ProviderError::UnknownOutcome(format!("{why}; then: {}", refusal.text()))
@@ -185,10 +210,9 @@ impl Ec2Provider {
                 return Ok(self.worker(found));
             }
             // Whatever the token made shows by now, or is gone for so long that it is not shown any more.
-            if !over.is_empty() || Instant::now() >= until {
+            if !over.is_empty() || !looks.again().await {
                 return Err(ProviderError::Spent(why));
             }
-            sleep(LOOK).await;
         }
     }
 
@@ -213,18 +237,47 @@ impl Ec2Provider {
         self.client.call::<Done>("TerminateInstances", &parameters).await.map(|Done {}| ())
     }
 
-    /// Says what it means that EC2 does not know an instance, which it does of one that was created a moment ago as well.
-    fn unknown(&self, id: &str) -> ProbeOutcome {
-        let now = Instant::now();
-        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-        let limit = 2 * self.settle();
-        unknown.retain(|_, (_, last)| now.saturating_duration_since(*last) < limit);
-        let (since, last) = unknown.entry(id.to_owned()).or_insert((now, now));
-        *last = now;
-        if now.saturating_duration_since(*since) < self.settle() {
-            return ProbeOutcome::Unhealthy(format!("EC2 does not show {id}"));
+    fn unknown(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that EC2 does not know an instance, and returns whether that has been so for long enough to be believed: it
+    /// is so of one that was created a moment ago as well.
+    fn is_gone(&self, id: &str) -> bool {
+        let mut unknown = self.unknown();
+        let since = *unknown.entry(id.to_owned()).or_insert_with(Instant::now);
+        if unknown.len() > MOST_UNKNOWN {
+            unknown.retain(|_, since| since.elapsed() < FORGOTTEN);
         }
-        ProbeOutcome::Gone(format!("EC2 does not know {id}"))
+        since.elapsed() >= self.settle()
+    }
+
+    /// Ends an instance that no listing shows: it may have been created a moment ago, and would run on.
+    async fn end_unshown(
+        &self,
+        worker: &WorkerRef,
+        id: &str,
+        doing: &str,
+    ) -> Result<(), ProviderError> {
+        // One that shows as somebody else's, or as over, is no worker any more.
+        match self.instance(id).await.map_err(|refusal| refusal.of_look(doing))? {
+            Some(found) if !self.is_of(&found, worker) => return Ok(()),
+            Some(found) if found.instance_state.is_over() => return Ok(()),
+            Some(_) | None => {}
+        }
+        let only = BTreeSet::from([id.to_owned()]);
+        let mut looks = Looks::new(self.settle());
+        loop {
+            match self.terminate(&only).await {
+                Ok(()) => return Ok(()),
+                Err(refusal) if refusal.is_unknown_instance() => {
+                    if self.is_gone(id) || !looks.again().await {
+                        return Ok(());
+                    }
+                }
+                Err(refusal) => return Err(refusal.of_change(doing, false)),
+            }
+        }
     }
 
     /// Returns why an instance has ended, as EC2 tells it.
@@ -237,6 +290,7 @@ impl Ec2Provider {
 
 impl WorkerProvider for Ec2Provider {
     fn describe(&self) -> Description {
+        let place = self.client.account().map(|account| format!("account {account}"));
         Description {
             kind: "ec2".to_owned(),
             worker_types: vec!["vm".to_owned()],
@@ -250,7 +304,7 @@ impl WorkerProvider for Ec2Provider {
             tells_ends: false,
             resets: false,
             capacity: None,
-            about: About { place: self.config.account.clone(), ..About::refusing(NO_IMAGE) },
+            about: About { place, ..About::refusing(NO_IMAGE) },
         }
     }
 
@@ -332,16 +386,15 @@ impl WorkerProvider for Ec2Provider {
         if let Some(why) = tags::wrong_tags(labels, tags) {
             return Err(ProviderError::InvalidSpec(format!("{doing}: {why}")));
         }
-        let until = Instant::now() + self.settle();
+        let mut looks = Looks::new(self.settle());
         let (identity, instance) = loop {
             let found = self.of_worker(worker, &ALIVE).await;
-            match found.map_err(|refusal| refusal.of_look(&doing))?.pop() {
-                Some(found) => break found,
-                None if Instant::now() >= until => {
-                    return Err(ProviderError::NotFound(worker.name.to_string()));
-                }
-                // It may have been created a moment ago.
-                None => sleep(LOOK).await,
+            if let Some(found) = found.map_err(|refusal| refusal.of_look(&doing))?.pop() {
+                break found;
+            }
+            // It may have been created a moment ago.
+            if !looks.again().await {
+                return Err(ProviderError::NotFound(worker.name.to_string()));
             }
         };
         let (all, gone) = tags::changes(&instance.tag_set, labels, tags);
@@ -367,7 +420,7 @@ impl WorkerProvider for Ec2Provider {
     async fn delete(&self, request: &DeleteRequest) -> Result<(), ProviderError> {
         let worker = &request.worker;
         let doing = format!("terminating {}", worker.name);
-        let until = Instant::now() + self.settle();
+        let mut looks = Looks::new(self.settle());
         let mut ended = BTreeSet::new();
         loop {
             let left = self.of_worker(worker, &ALIVE).await;
@@ -377,41 +430,29 @@ impl WorkerProvider for Ec2Provider {
             });
             let shown: BTreeSet<String> =
                 left.into_iter().map(|(_, instance)| instance.instance_id).collect();
-            let mut wanted = shown.clone();
-            if let Some(id) = worker.provider_id.as_ref().filter(|_| shown.is_empty()) {
-                // One that was created a moment ago may not show, and would run on. One that shows as somebody
-                // else's, or as over, is no worker any more.
-                match self.instance(id).await.map_err(|refusal| refusal.of_look(&doing))? {
-                    Some(found) if !self.is_of(&found, worker) => return Ok(()),
-                    Some(found) if found.instance_state.is_over() => return Ok(()),
-                    Some(_) | None => drop(wanted.insert(id.clone())),
-                }
+            if shown.is_empty() {
+                return match &worker.provider_id {
+                    Some(id) if ended.is_empty() => self.end_unshown(worker, id, &doing).await,
+                    Some(_) | None => Ok(()),
+                };
             }
-            let due: BTreeSet<String> = &wanted - &ended;
-            if due.is_empty() && shown.is_empty() {
-                return Ok(());
-            }
+            let due: BTreeSet<String> = &shown - &ended;
             if !due.is_empty() {
                 match self.terminate(&due).await {
-                    Ok(()) => ended.extend(due),
-                    // Once it has not been known for so long, it is gone.
-                    Err(refusal) if refusal.is_unknown_instance() => {
-                        if shown.is_empty() && Instant::now() >= until {
-                            return Ok(());
-                        }
+                    Ok(()) => {
+                        ended.extend(due);
+                        continue;
                     }
+                    // One of its servers knows it, another one does not.
+                    Err(refusal) if refusal.is_unknown_instance() => {}
                     Err(refusal) => return Err(refusal.of_change(&doing, false)),
                 }
-                if shown.is_empty() && ended == wanted {
-                    return Ok(());
-                }
             }
-            if Instant::now() >= until && !shown.is_empty() {
+            // What it is told, it may show a while later.
+            if !looks.again().await {
                 let why = format!("{doing}: EC2 still shows it");
                 return Err(ProviderError::UnknownOutcome(why));
             }
-            // What it is told, it may show a while later.
-            sleep(LOOK).await;
         }
     }
 
@@ -427,15 +468,20 @@ impl WorkerProvider for Ec2Provider {
             },
         };
         match self.statuses.ask(&id).await? {
-            Some(found) => match status::judge(&found) {
-                ProbeOutcome::Gone(why) => {
-                    let reason = self.reason(worker).await;
-                    let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
-                    Ok(ProbeOutcome::Gone(format!("{why}{reason}")))
+            Some(found) => {
+                self.unknown().remove(&id);
+                match status::judge(&found) {
+                    ProbeOutcome::Gone(why) => {
+                        // It is gone, whether anybody says why or not.
+                        let reason = timeout(EXPLAINING, self.reason(worker)).await.ok().flatten();
+                        let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
+                        Ok(ProbeOutcome::Gone(format!("{why}{reason}")))
+                    }
+                    outcome => Ok(outcome),
                 }
-                outcome => Ok(outcome),
-            },
-            None => Ok(self.unknown(&id)),
+            }
+            None if self.is_gone(&id) => Ok(ProbeOutcome::Gone(format!("EC2 does not know {id}"))),
+            None => Ok(ProbeOutcome::Unhealthy(format!("EC2 does not show {id}"))),
         }
     }
 }

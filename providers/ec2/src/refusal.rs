@@ -38,7 +38,7 @@ enum About {
 
 /// Codes, and what they are about; whatever is none of them is about the request. A code that ends in `*` stands for all
 /// that begin so; the first one that fits decides.
-const CODES: [(&str, About); 47] = [
+const CODES: [(&str, About); 48] = [
     ("RequestLimitExceeded", About::TooMany),
     ("Throttling*", About::TooMany),
     ("RequestThrottled*", About::TooMany),
@@ -49,6 +49,7 @@ const CODES: [(&str, About); 47] = [
     ("InsufficientHostCapacity", About::Room),
     ("InsufficientReservedInstanceCapacity", About::Room),
     ("InsufficientCapacity*", About::Room),
+    ("InsufficientVolumeCapacity", About::Room),
     ("InsufficientFreeAddressesInSubnet", About::Room),
     ("InsufficientAddressCapacity", About::Room),
     ("ReservationCapacityExceeded", About::Room),
@@ -89,10 +90,13 @@ const CODES: [(&str, About); 47] = [
 ];
 
 fn about(code: &str, message: &str) -> About {
-    // A type that a zone or a region does not have.
-    let names_a_type = code == "InvalidParameterValue" && message.contains("instance type");
-    if code == "Unsupported" || names_a_type {
+    // A type that a zone or a region does not have. A type that there is nowhere is an `InvalidParameterValue`.
+    if code == "Unsupported" {
         return About::Type;
+    }
+    // An image that belongs to somebody else.
+    if code == "AuthFailure" && message.starts_with("Not authorized for") {
+        return About::Request;
     }
     let fits = |pattern: &str| match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {
         (Some(start), _) => code.starts_with(start),
@@ -119,8 +123,14 @@ impl Refusal {
         }
     }
 
-    pub(crate) fn is_about_access(&self) -> bool {
-        matches!(self, Self::Code { code, message, .. } if about(code, message) == About::Access)
+    /// The credentials are no longer right, or never were; a policy that does not allow something is another matter.
+    pub(crate) fn is_about_credentials(&self) -> bool {
+        let refused = ["AuthFailure", "InvalidClientTokenId", "InvalidAccessKeyId"];
+        let outdated = ["SignatureDoesNotMatch", "UnrecognizedClientException"];
+        matches!(self, Self::Code { code, message, .. } if about(code, message) == About::Access
+            && (refused.contains(&code.as_str())
+                || outdated.contains(&code.as_str())
+                || code.starts_with("ExpiredToken")))
     }
 
     /// The API does not know an instance by its id.
@@ -246,12 +256,17 @@ mod tests {
             ("IncorrectInstanceState", "transient", "transient"),
             ("InvalidInstanceID.NotFound", "not_found", "not_found"),
             ("InvalidAMIID.NotFound", "invalid_spec", "invalid_spec"),
+            ("InsufficientVolumeCapacity", "out_of_capacity", "out_of_capacity"),
             ("InvalidSecurityGroupID.NotFound", "invalid_spec", "invalid_spec"),
             ("InvalidParameterCombination", "invalid_spec", "invalid_spec"),
             ("SomethingNew", "invalid_spec", "invalid_spec"),
         ] {
             assert_eq!(named(code, ""), (change, look), "{code}");
         }
+        let image = "Not authorized for images: [ami-0123456789abcdef0]";
+        assert_eq!(named("AuthFailure", image).0, "invalid_spec");
+        let typo = "Invalid value 'm7i.lage' for InstanceType.";
+        assert_eq!(named("InvalidParameterValue", typo).0, "invalid_spec");
         let zone = "Your requested instance type (m7i.large) is not supported in your requested \
                     Availability Zone (eu-central-1c).";
         assert_eq!(named("Unsupported", zone).0, "out_of_capacity");

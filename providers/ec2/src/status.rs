@@ -9,17 +9,17 @@
 //! | running, AWS is going to end it                  | unhealthy                     |
 //! | running, both checks passed                      | healthy                       |
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use pool_provider::{ProbeOutcome, ProviderError};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use crate::answer::{Status, Statuses};
-use crate::client::Client;
+use crate::client::{Client, Limits};
 use crate::refusal::Refusal;
 use crate::request::Parameters;
 
@@ -29,6 +29,11 @@ const GATHERING: Duration = Duration::from_millis(20);
 const BETWEEN: Duration = Duration::from_millis(200);
 /// How many instances one call may ask for.
 const MOST: usize = 100;
+/// A probe has a moment only: a call that takes longer is given up, and holds up no other. Waiting for a turn would be
+/// taken for the worker's silence.
+const LIMITS: Limits = Limits { turn: Duration::ZERO, answer: Duration::from_secs(3) };
+/// How long a repeat waits for its turn: nobody else of that call got an answer.
+const REPEAT: Limits = Limits { turn: Duration::from_secs(1), ..LIMITS };
 
 /// What is known of an instance; `None` when EC2 does not know it.
 type Answer = Result<Option<Status>, ProviderError>;
@@ -42,11 +47,16 @@ pub(crate) struct Desk {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: Vec<(String, oneshot::Sender<Answer>)>,
+    waiting: Waiting,
     /// A task is at work until nobody waits.
     is_worked_on: bool,
     last: Option<Instant>,
+    /// How often in a row the turn of an instance did not come: the later, the sooner among the next ones.
+    late: BTreeMap<String, u32>,
 }
+
+/// Who wants to know of an instance.
+type Waiting = BTreeMap<String, Vec<oneshot::Sender<Answer>>>;
 
 impl Desk {
     pub(crate) fn new(client: Arc<Client>) -> Self {
@@ -58,7 +68,7 @@ impl Desk {
         let (answer, answered) = oneshot::channel();
         let begins = {
             let mut queue = locked(&self.queue);
-            queue.waiting.push((id.to_owned(), answer));
+            queue.waiting.entry(id.to_owned()).or_default().push(answer);
             !std::mem::replace(&mut queue.is_worked_on, true)
         };
         if begins {
@@ -73,48 +83,63 @@ fn locked(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Somebody works on the queue until this is dropped, however that comes.
-struct Working(Arc<Mutex<Queue>>);
+impl Queue {
+    /// Takes those who still wait, in calls of the size that EC2 takes. When there are none, nobody works on it any more.
+    fn take(&mut self) -> Vec<Waiting> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|_, answers| {
+            answers.retain(|answer| !answer.is_closed());
+            !answers.is_empty()
+        });
+        let mut all: Vec<_> = waiting.into_iter().collect();
+        all.sort_by_key(|(id, _)| Reverse(self.late.get(id).copied()));
+        let mut all = all.into_iter().peekable();
+        let mut calls = Vec::new();
+        while all.peek().is_some() {
+            calls.push(all.by_ref().take(MOST).collect());
+        }
+        self.is_worked_on = !calls.is_empty();
+        self.last = Some(Instant::now());
+        calls
+    }
 
-impl Drop for Working {
-    fn drop(&mut self) {
-        locked(&self.0).is_worked_on = false;
+    /// Notes whether the turn of these came.
+    fn note(&mut self, some: &Waiting, is_late: bool) {
+        for id in some.keys() {
+            if is_late {
+                *self.late.entry(id.clone()).or_default() += 1;
+            } else {
+                self.late.remove(id);
+            }
+        }
     }
 }
 
+/// Asks until nobody waits.
 async fn work(client: Arc<Client>, queue: Arc<Mutex<Queue>>) {
-    let working = Working(Arc::clone(&queue));
     loop {
         let last = locked(&queue).last;
         let soon = Instant::now() + GATHERING;
         sleep_until(last.map_or(soon, |last| soon.max(last + BETWEEN))).await;
-        let waiting = {
-            let mut queue = locked(&queue);
-            queue.waiting.retain(|(_, answer)| !answer.is_closed());
-            if queue.waiting.is_empty() {
-                // Within the lock: whoever comes now begins anew.
-                queue.is_worked_on = false;
-                std::mem::forget(working);
-                return;
-            }
-            queue.last = Some(Instant::now());
-            std::mem::take(&mut queue.waiting)
-        };
-        let ids: BTreeSet<&str> = waiting.iter().map(|(id, _)| id.as_str()).collect();
-        let ids: Vec<&str> = ids.into_iter().collect();
-        let asked = ids.chunks(MOST).map(|some| statuses(&client, some.iter().copied().collect()));
-        let mut found = BTreeMap::new();
-        for (some, answer) in ids.chunks(MOST).zip(join_all(asked).await) {
-            for id in some {
-                let of_id = answer.as_ref().map(|statuses| statuses.get(*id).cloned());
-                found.insert((*id).to_owned(), of_id.map_err(Clone::clone));
-            }
+        let calls = locked(&queue).take();
+        if calls.is_empty() {
+            return;
         }
-        for (id, answer) in waiting {
-            if let Some(found) = found.get(&id) {
-                // Whoever asked may be gone.
-                let _heard = answer.send(found.clone()).is_ok();
-            }
+        for some in calls {
+            tokio::spawn(answer(Arc::clone(&client), Arc::clone(&queue), some));
+        }
+    }
+}
+
+/// Asks once, and tells those who wait for it.
+async fn answer(client: Arc<Client>, queue: Arc<Mutex<Queue>>, some: Waiting) {
+    let found = statuses(&client, some.keys().map(String::as_str).collect()).await;
+    locked(&queue).note(&some, matches!(found, Err(ProviderError::RateLimited { .. })));
+    for (id, answers) in some {
+        let of_id = found.as_ref().map(|statuses| statuses.get(&id).cloned());
+        for answer in answers {
+            // Whoever asked may be gone.
+            let _heard = answer.send(of_id.clone().map_err(Clone::clone)).is_ok();
         }
     }
 }
@@ -124,16 +149,18 @@ async fn statuses(
     client: &Client,
     mut ids: BTreeSet<&str>,
 ) -> Result<BTreeMap<String, Status>, ProviderError> {
+    let mut limits = LIMITS;
     while !ids.is_empty() {
         let mut parameters: Parameters = vec![("IncludeAllInstances".into(), "true".into())];
         let numbered = (1..).zip(&ids).map(|(n, id)| (format!("InstanceId.{n}"), (*id).to_owned()));
         parameters.extend(numbered);
-        match client.call::<Statuses>("DescribeInstanceStatus", &parameters).await {
+        match client.call_within::<Statuses>(limits, "DescribeInstanceStatus", &parameters).await {
             Ok(found) => return Ok(found.by_id()),
             Err(refusal) => {
                 let before = ids.len();
                 if refusal.is_unknown_instance() {
                     ids.retain(|id| !names(&refusal, id));
+                    limits = REPEAT;
                 }
                 if ids.len() == before {
                     return Err(refusal.of_look("asking for the status of instances"));
@@ -213,6 +240,30 @@ mod tests {
         ] {
             assert_eq!(judged(state, system, instance), expected);
         }
+    }
+
+    #[test]
+    fn those_whose_turn_did_not_come_are_the_first_of_the_next() {
+        let mut queue = Queue::default();
+        let mut answers = Vec::new();
+        let mut round = |queue: &mut Queue| {
+            for number in 0..300 {
+                let (answer, answered) = oneshot::channel();
+                queue.waiting.entry(format!("i-{number:03}")).or_default().push(answer);
+                answers.push(answered);
+            }
+            let calls = queue.take();
+            assert_eq!(calls.len(), 3);
+            // There is a turn for one call a round.
+            for (number, call) in calls.iter().enumerate() {
+                queue.note(call, number > 0);
+            }
+            calls[0].keys().next().unwrap().clone()
+        };
+        let first: Vec<String> = (0..4).map(|_| round(&mut queue)).collect();
+        assert_eq!(first, ["i-000", "i-100", "i-200", "i-000"]);
+        assert!(queue.is_worked_on);
+        assert!(queue.take().is_empty() && !queue.is_worked_on, "nobody waits");
     }
 
     #[test]

@@ -94,19 +94,30 @@ pub(crate) fn may_be(tags: &Tags, owner: &DeploymentId, provider: &str, name: &W
     is(DEPLOYMENT, owner.as_str()) && is(PROVIDER, provider) && !names_another
 }
 
-/// Reads who an instance is that `provider` created for `owner`; `None` when its tags do not say so.
+/// Reads who an instance is that `provider` created for `owner`; `None` when its tags do not say so. What else is lost of
+/// them is a difference like any other: no spec has an empty hash, and no attempt is the zeroth.
 pub(crate) fn read(tags: &Tags, owner: &DeploymentId, provider: &str) -> Option<Identity> {
     let get = |key: &str| tags.get(key).map(String::as_str);
     if get(DEPLOYMENT) != Some(owner.as_str()) || get(PROVIDER) != Some(provider) {
         return None;
     }
     Some(Identity {
-        name: get(WORKER)?.parse().ok()?,
-        attempt: get(ATTEMPT)?.parse().ok()?,
-        operation: get(OPERATION)?.parse().ok()?,
-        spec_hash: get(SPEC_HASH)?.to_owned(),
+        name: name(tags)?,
+        attempt: get(ATTEMPT).and_then(|number| number.parse().ok()).unwrap_or_default(),
+        operation: get(OPERATION).and_then(|number| number.parse().ok()).unwrap_or_default(),
+        spec_hash: get(SPEC_HASH).unwrap_or_default().to_owned(),
         labels: below(tags, LABEL).map(|(key, value)| (key.to_owned(), value.clone())).collect(),
         tags: in_order(tags),
+    })
+}
+
+/// Reads a worker's name, which is written twice.
+fn name(tags: &Tags) -> Option<WorkerName> {
+    let get = |key: &str| tags.get(key).map(String::as_str);
+    let whole = get(WORKER).and_then(|name| name.parse().ok());
+    whole.or_else(|| {
+        let (pool, slot, generation) = (get(POOL)?, get(SLOT)?, get(GENERATION)?);
+        format!("{pool}-{slot}-{generation}").parse().ok()
     })
 }
 
@@ -204,6 +215,22 @@ mod tests {
         assert_eq!(identity.tags, request.spec.tags);
         assert_eq!(read(&written, &request.owner, "other"), None);
         assert_eq!(read(&written, &DeploymentId::from_random([8; 16]), "ec2"), None);
+    }
+
+    #[test]
+    fn a_worker_is_known_by_what_is_left_of_its_tags() {
+        let request = request();
+        let left = |gone: &[&str]| {
+            let mut tags = write(&request, "ec2");
+            tags.retain(|key, _| !gone.contains(&key.as_str()));
+            read(&tags, &request.owner, "ec2")
+        };
+        assert_eq!(left(&[WORKER]).unwrap(), left(&[]).unwrap());
+        assert_eq!(left(&[POOL, SLOT, GENERATION]).unwrap(), left(&[]).unwrap());
+        let damaged = left(&[SPEC_HASH, ATTEMPT, OPERATION]).unwrap();
+        assert_eq!(damaged.name, request.name);
+        assert_eq!((damaged.spec_hash.as_str(), damaged.attempt, damaged.operation), ("", 0, 0));
+        assert_eq!(left(&[WORKER, SLOT]), None);
     }
 
     #[test]

@@ -149,7 +149,7 @@ async fn reset(
 ) -> Result<ObservedWorker, Unclean> {
     let worker = &used.worker;
     let hopeless = |why: String| Unclean { why, hopeless: true, wait: None };
-    let provider = keeper.providers.get(&worker.provider).await;
+    let provider = keeper.providers.get_there(&worker.provider).await;
     let provider = provider.map_err(|error| error.to_string())?;
     if !provider.describe().resets {
         return Err(hopeless(format!("the provider `{}` resets no workers", worker.provider)));

@@ -268,7 +268,7 @@ impl Watch {
             // The semaphore is never closed; without a permit the probe would only be one too many.
             let _permit = permits.acquire().await.ok();
             let probed = prober.probe(&worker, &check).await;
-            let probed = probed.unwrap_or_else(|error| Probed::Failed(error.to_string()));
+            let probed = probed.unwrap_or_else(|error| Probed::Unasked(error.to_string()));
             let _closing = found.send(Found::Probed(worker, probed)).is_err();
         });
     }

@@ -100,6 +100,7 @@ fn a_region_has_to_be_known() {
     let settings = pool_ec2::Settings {
         name: "ec2".into(),
         now: std::sync::Arc::new(|| std::time::SystemTime::UNIX_EPOCH),
+        identity: None,
     };
     let why = pool_ec2::Ec2Provider::new(Config::default(), settings).unwrap_err();
     assert!(why.contains("set `region` in its settings, or AWS_REGION"), "{why}");

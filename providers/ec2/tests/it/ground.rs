@@ -113,7 +113,8 @@ impl Drop for Ground {
 /// Builds a provider with another config than the ground's.
 #[expect(clippy::disallowed_methods, reason = "a test has no other clock")]
 pub(crate) fn provider_with(config: Config) -> Ec2Provider {
-    let settings = Settings { name: "ec2".into(), now: Arc::new(SystemTime::now) };
+    let now = Arc::new(SystemTime::now);
+    let settings = Settings { name: "ec2".into(), now, identity: None };
     Ec2Provider::new(config, settings).unwrap()
 }
 

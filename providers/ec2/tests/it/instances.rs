@@ -1,6 +1,8 @@
 //! What an instance is made with, how it is listed, judged, tagged and ended: as boto3 sees it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use pool_ec2::{Address, Config};
 use pool_provider::{
@@ -187,7 +189,18 @@ async fn an_instance_that_lost_its_tags_keeps_a_listing_from_being_whole() {
     let request = request("untagged");
     let created = ground.provider().create(&request).await.unwrap();
     assert!(ground.provider().list(&request.owner, None).await.unwrap().complete);
+    // It is still known which worker it is, and that it is not as it was made.
     ground.witness(&["untag", &created.provider_id, "pool.attempt"]);
+    ground.witness(&["untag", &created.provider_id, "pool.spec-hash"]);
+    ground.witness(&["untag", &created.provider_id, "pool.worker"]);
+    let listing = ground.provider().list(&request.owner, None).await.unwrap();
+    assert!(listing.complete);
+    assert_eq!(
+        (&listing.workers[0].name, listing.workers[0].spec_hash.as_str()),
+        (&request.name, "")
+    );
+    // Now it may be any.
+    ground.witness(&["untag", &created.provider_id, "pool.slot"]);
     let listing = ground.provider().list(&request.owner, None).await.unwrap();
     assert_eq!((listing.workers.len(), listing.complete), (0, false));
     // It is ours all the same: whoever knows its id can end it.
@@ -195,6 +208,28 @@ async fn an_instance_that_lost_its_tags_keeps_a_listing_from_being_whole() {
         DeleteRequest { worker: reference(&request, Some(&created.provider_id)), attempt: 1 };
     ground.provider().delete(&delete).await.unwrap();
     assert!(ground.seen(&request.owner).is_empty());
+}
+
+#[tokio::test]
+async fn a_status_call_that_hangs_holds_up_no_other_and_says_nothing_of_its_worker() {
+    let Some(ground) = Ground::new("eu-west-1") else { return };
+    let provider = Arc::new(ground.provider());
+    let request = request("hangs");
+    let created = provider.create(&request).await.unwrap();
+    let worker = reference(&request, Some(&created.provider_id));
+    ground.faults(json!({ "latency_ms": { "DescribeInstanceStatus": 600_000 } })).await;
+    let hanging = tokio::spawn({
+        let (provider, worker) = (Arc::clone(&provider), worker.clone());
+        async move { provider.probe(&worker).await }
+    });
+    while ground.calls("DescribeInstanceStatus").await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    ground.faults(json!({})).await;
+    assert_eq!(provider.probe(&worker).await, Ok(ProbeOutcome::Healthy));
+    assert!(!hanging.is_finished());
+    let given_up = hanging.await.unwrap().unwrap_err();
+    assert_eq!(given_up.code(), "transient");
 }
 
 #[tokio::test]
