@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 
 use pool_provider::{
-    Call, ProbeOutcome, ProviderError, SharedProvider, WorkerProvider as _, WorkerRef,
+    Call, ProbeOutcome, Probes, ProviderError, SharedProvider, WorkerProvider as _, WorkerRef,
 };
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -87,7 +87,10 @@ async fn ask_provider(
             | ProviderError::Transient(_)),
         )) => Probed::Unasked(error.to_string()),
         Ok(Err(error)) => Probed::Failed(error.to_string()),
-        Err(_) => Probed::Failed(late(check)),
+        Err(_) => match provider.describe().probes {
+            Probes::Worker => Probed::Failed(late(check)),
+            Probes::Service => Probed::Unasked(late(check)),
+        },
     }
 }
 

@@ -15,8 +15,9 @@ use pool_provider::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::step::{Admission, Listener, in_time, retry_after};
-use super::{PoolRun, StepError, retry};
+use super::retry::{Next, Tries};
+use super::step::{Admission, Listener, in_time};
+use super::{PoolRun, StepError};
 use crate::clock::Stopwatch;
 use crate::config::HealthCheckKind;
 use crate::health::{Tally, Verdict};
@@ -60,24 +61,6 @@ enum Attempt {
     GiveUp(Failure),
 }
 
-/// When another attempt may be made, and whether the one before counts.
-#[derive(Debug, Clone, Copy, Default)]
-struct Next {
-    /// The provider asks for as long a pause.
-    after: Option<Duration>,
-    /// It says nothing against the request.
-    is_free: bool,
-    /// It goes somewhere else.
-    is_elsewhere: bool,
-}
-
-impl Next {
-    fn after(error: &ProviderError) -> Self {
-        let is_elsewhere = matches!(error, ProviderError::OutOfCapacity { elsewhere: true, .. });
-        Self { after: retry_after(error), is_free: error.is_no_failure(), is_elsewhere }
-    }
-}
-
 impl PoolRun<'_> {
     /// Creates a worker, in as many attempts as the pool allows.
     pub(super) async fn create(
@@ -90,7 +73,7 @@ impl PoolRun<'_> {
         let name = self.plan.worker(create.key.slot, create.key.generation);
         let attempts = self.plan.provisioning.attempts();
         let mut resend = origin == NewWorkerOrigin::Resend;
-        let mut tries = retry::Tries::new(attempts, create.timeout);
+        let mut tries = Tries::new(attempts, create.timeout);
         loop {
             // Not between the intent and the call: whoever looks into a lost call counts from its intent.
             let admission = self.turn(self.provider(&create.provider)?, Call::Change).await;
@@ -116,19 +99,9 @@ impl PoolRun<'_> {
                 }
                 Attempt::GiveUp(failure) => return Err(StepError::Worker(failure.message)),
             };
-            let pause = if next.is_free { tries.pass(watch.elapsed()) } else { tries.fail() };
-            let Some(number) = pause.filter(|_| !self.is_stopped()) else {
+            let failed = (failure.message.clone(), next, watch.elapsed());
+            if !self.tries_again(&mut tries, (&name, listener), failed).await {
                 return Err(StepError::Worker(failure.message));
-            };
-            let delay = if next.is_elsewhere {
-                Duration::ZERO
-            } else {
-                retry::delay(number, &name, next.after)
-            };
-            (listener.retrying)((!next.is_free).then_some(number), failure.message, delay);
-            tries.wait(delay);
-            if !self.sleep_unless_stopped(delay).await {
-                return Err(StepError::Worker(format!("{name}: the run was stopped")));
             }
         }
     }

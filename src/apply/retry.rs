@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use pool_provider::ProviderError;
 use sha2::{Digest as _, Sha256};
 
+use super::PoolRun;
+use super::step::{Listener, retry_after};
 use crate::worker::WorkerName;
 
 const FIRST: Duration = Duration::from_millis(200);
@@ -29,7 +32,7 @@ impl Tries {
     }
 
     /// Counts an attempt that failed; returns how many have by now, and `None` when it was the last one.
-    pub(super) fn fail(&mut self) -> Option<u32> {
+    fn fail(&mut self) -> Option<u32> {
         self.failed += 1;
         self.passed = 0;
         (self.failed < self.attempts).then_some(self.failed)
@@ -37,21 +40,58 @@ impl Tries {
 
     /// Counts an attempt that says nothing against the request, and how long it took, without what it waited for its
     /// turn; returns how many did so in a row, and `None` when there is no time for more.
-    pub(super) fn pass(&mut self, took: Duration) -> Option<u32> {
+    fn pass(&mut self, took: Duration) -> Option<u32> {
         self.passed += 1;
         self.spent += took;
         (self.spent < self.limit).then_some(self.passed)
     }
 
     /// Counts a pause before the next one.
-    pub(super) fn wait(&mut self, pause: Duration) {
+    fn wait(&mut self, pause: Duration) {
         self.spent += pause;
+    }
+}
+
+/// When another attempt may be made, and whether the one before counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Next {
+    /// The provider asks for as long a pause.
+    after: Option<Duration>,
+    /// It says nothing against the request.
+    is_free: bool,
+    /// It goes somewhere else.
+    is_elsewhere: bool,
+}
+
+impl Next {
+    pub(super) fn after(error: &ProviderError) -> Self {
+        let is_elsewhere = matches!(error, ProviderError::OutOfCapacity { elsewhere: true, .. });
+        Self { after: retry_after(error), is_free: error.is_no_failure(), is_elsewhere }
+    }
+}
+
+impl PoolRun<'_> {
+    /// Counts an attempt that did not succeed, tells why, and waits until the next one may be made; `took` is without what
+    /// it waited for its turn. Returns false when there is none: too many failed, or the run was stopped.
+    pub(super) async fn tries_again(
+        &self,
+        tries: &mut Tries,
+        (worker, listener): (&WorkerName, &Listener),
+        (why, next, took): (String, Next, Duration),
+    ) -> bool {
+        let more = if next.is_free { tries.pass(took) } else { tries.fail() };
+        let Some(number) = more.filter(|_| !self.is_stopped()) else { return false };
+        let pause =
+            if next.is_elsewhere { Duration::ZERO } else { delay(number, worker, next.after) };
+        (listener.retrying)((!next.is_free).then_some(number), why, pause);
+        tries.wait(pause);
+        self.sleep_unless_stopped(pause).await
     }
 }
 
 /// Returns how long to wait after the failed `attempt`, from 1: doubled each time, halved at most by
 /// jitter, which comes from the worker's name so that workers do not march in step.
-pub(super) fn delay(attempt: u32, worker: &WorkerName, asked_for: Option<Duration>) -> Duration {
+fn delay(attempt: u32, worker: &WorkerName, asked_for: Option<Duration>) -> Duration {
     let doubled = FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(LONGEST);
     let digest = Sha256::digest(format!("{worker}|{attempt}"));
     let jitter = doubled.mul_f64(0.5 * f64::from(digest[0]) / 255.0);

@@ -10,7 +10,8 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use super::create::Found;
-use super::{PoolRun, StepError, retry};
+use super::retry::{Next, Tries};
+use super::{PoolRun, StepError};
 use crate::clock::Stopwatch;
 use crate::desired::SecretHashes;
 use crate::plan::{Action, NewWorker, NewWorkerOrigin, OldWorker, Reason, ReplaceOrder, Step};
@@ -204,7 +205,7 @@ impl PoolRun<'_> {
     where
         F: Future<Output = Result<T, ProviderError>>,
     {
-        let mut tries = retry::Tries::new(self.plan.provisioning.attempts(), limit);
+        let mut tries = Tries::new(self.plan.provisioning.attempts(), limit);
         let provider = self.provider(provider)?;
         loop {
             let admission = self.turn(provider, Call::Change).await;
@@ -214,13 +215,8 @@ impl PoolRun<'_> {
                 answer => return Ok(answer),
             };
             drop(admission);
-            let is_free = error.is_no_failure();
-            let pause = if is_free { tries.pass(watch.elapsed()) } else { tries.fail() };
-            let Some(number) = pause.filter(|_| !self.is_stopped()) else { return Ok(Err(error)) };
-            let delay = retry::delay(number, worker, retry_after(&error));
-            (listener.retrying)((!is_free).then_some(number), error.to_string(), delay);
-            tries.wait(delay);
-            if !self.sleep_unless_stopped(delay).await {
+            let failed = (error.to_string(), Next::after(&error), watch.elapsed());
+            if !self.tries_again(&mut tries, (worker, listener), failed).await {
                 return Ok(Err(error));
             }
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use pool_provider::{
     About, Consistency, Description, Idempotency, InPlaceField, ObservedStatus, ObservedWorker,
+    Probes,
 };
 use proptest::prelude::*;
 
@@ -70,6 +71,7 @@ fn description() -> Description {
         in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
         one_host: false,
         tells_ends: false,
+        probes: Probes::Worker,
         resets: false,
         capacity: None,
         about: About::default(),

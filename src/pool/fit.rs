@@ -44,7 +44,15 @@ pub(super) fn misplaced(
     recorded: &[RecordedPool],
 ) -> BTreeMap<String, StateError> {
     let workers = recorded.iter().flat_map(|pool| &pool.workers);
-    let used: BTreeSet<&String> = workers.map(|worker| &worker.provider).collect();
+    elsewhere(providers, known, workers.map(|worker| &worker.provider).collect())
+}
+
+/// Returns those of these providers that are not where they are recorded to be.
+fn elsewhere(
+    providers: &Open,
+    known: &Known,
+    used: BTreeSet<&String>,
+) -> BTreeMap<String, StateError> {
     let moved = |name: &String| {
         let before = known.get(name)?;
         let now = before.clone().at(place(providers, name).as_deref());
@@ -101,6 +109,15 @@ pub(super) fn verify_plan(providers: &Open, plan: &Plan) -> Result<(), PoolError
         }
     }
     if misfits.is_empty() { Ok(()) } else { Err(PoolError::Misfits(misfits)) }
+}
+
+/// Makes sure that the workers that a plan changes or deletes are where their providers are now: elsewhere each of them would
+/// look gone.
+pub(super) fn verify_old(providers: &Open, known: &Known, plan: &Plan) -> Result<(), StateError> {
+    let steps = plan.pools.iter().flat_map(|pool| &pool.steps);
+    let old = steps.flat_map(|step| step.update.iter().chain(&step.reap).chain(&step.delete));
+    let used: BTreeSet<&String> = old.map(|old| &old.provider).collect();
+    elsewhere(providers, known, used).into_values().next().map_or(Ok(()), Err)
 }
 
 fn misfits_of(providers: &Open, pool: &PoolPlan) -> Result<Vec<Misfit>, PoolError> {

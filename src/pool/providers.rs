@@ -2,7 +2,7 @@
 //! needed, as they were declared.
 //!
 //! Decides nothing about who may declare what: the state and the files do. Opening a provider calls nobody, but for an
-//! executable, which is asked what it can do.
+//! executable, which is asked what it can do, and for `ec2`, which asks whose account it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,8 +19,8 @@ use crate::clock::Stopwatch;
 use crate::config::ProviderConfig;
 use crate::state::Store;
 
-/// How long one that could not be opened, or was found somewhere else, is not tried again: an executable may take its time to fail, and every probe
-/// would ask for it.
+/// How long one that could not be opened, or was found somewhere else, is not tried again: an executable may take its
+/// time to fail, and every probe would ask for it.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// How many ways to reach one provider are kept open: the recorded one, and that of files which are not applied yet.

@@ -290,6 +290,8 @@ impl Reconciler {
             return Err(PoolError::BrokenPlan(first.to_string()));
         }
         fit::verify_plan(&self.providers, plan)?;
+        // A saved plan was made with other credentials, perhaps.
+        fit::verify_old(&self.providers, &self.store.provider_configs().await?, plan)?;
         let secrets = self.secrets.clone();
         let applier = Applier {
             store: self.store.clone(),

@@ -63,8 +63,9 @@ pub(super) async fn open(
             let told = provider.ask_account().await;
             return match (told, place) {
                 (Err(why), Some(place)) => {
-                    let reason =
-                        format!("its workers are in {place}, which has to be the one now: {why}");
+                    let reason = format!(
+                        "its workers are in {place}, and nobody can tell whether this is it: {why}"
+                    );
                     Err(PoolError::Provider { name: name.to_owned(), reason })
                 }
                 // A call that needs credentials says what is wrong with them.

@@ -46,6 +46,10 @@ FAULTS = {
     "page": None,
     # Milliseconds until a client token is forgotten.
     "forget_ms": None,
+    # Milliseconds until an instance shows its tags, and a filter for them finds it.
+    "tags_late_ms": 0,
+    # Ends instances by their tags only: what is not there has none.
+    "by_policy": False,
 }
 
 
@@ -206,6 +210,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def identity(self, body):
         self.check_signature(body)
+        time.sleep(self.world.latency("GetCallerIdentity"))
         refused = self.world.refusal("GetCallerIdentity")
         if refused:
             return self.answer(403, '<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error>'
@@ -226,6 +231,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(*refusal, status=503 if refusal[0] == "RequestLimitExceeded" else 400)
         if action == "RunInstances":
             answered = self.run(parameters, body)
+        elif action == "TerminateInstances" and world.faults["by_policy"] and not all(
+                self.state(value) for name, value in parameters.items() if name.startswith("InstanceId.")):
+            raise Refused("UnauthorizedOperation", "You are not authorized to perform this operation.", 403)
         elif action == "TerminateInstances" and world.faults["late_ms"]:
             self.refuse_hidden(value for name, value in parameters.items() if name.startswith("InstanceId."))
             answered = self.terminate_late(parameters, body)
@@ -237,7 +245,13 @@ class Handler(BaseHTTPRequestHandler):
         else:
             answered = self.forward(body)
         if action.startswith("Describe") and world.faults["late_ms"]:
-            answered = answered[0], self.hide(action, answered[1])
+            answered = answered[0], self.hide(action, answered[1], self.young("late_ms"))
+        if action == "DescribeInstances" and world.faults["tags_late_ms"]:
+            young = self.young("tags_late_ms")
+            if any(value.startswith("tag:") for value in parameters.values()):
+                answered = answered[0], self.hide(action, answered[1], young)
+            else:
+                answered = answered[0], self.untag(answered[1], young)
         if world.spend("lose", action):
             raise Unanswered
         return answered
@@ -340,21 +354,31 @@ class Handler(BaseHTTPRequestHandler):
         threading.Thread(target=later, daemon=True).start()
         return 200, f'<TerminateInstancesResponse xmlns="{NAMESPACE}"><instancesSet/></TerminateInstancesResponse>'
 
-    def hidden(self):
-        """What is too young to show."""
-        young = time.monotonic() - self.world.faults["late_ms"] / 1000
+    def young(self, fault):
+        """Which instances are younger than that."""
+        young = time.monotonic() - self.world.faults[fault] / 1000
         with self.world.lock:
             return {one for one, born in self.world.born.items() if born > young}
 
     def refuse_hidden(self, ids):
-        unknown = self.hidden() & set(ids)
+        unknown = self.young("late_ms") & set(ids)
         if unknown:
             named = "', '".join(sorted(unknown))
             raise Refused("InvalidInstanceID.NotFound", f"The instance IDs '{named}' do not exist")
 
-    def hide(self, action, data):
+    def untag(self, data, young):
+        """Takes the tags off what is too young to show them."""
+        root = ElementTree.fromstring(data)
+        for reservation in children(root, "reservationSet"):
+            for instance in children(reservation, "instancesSet"):
+                tags = element(instance, "tagSet")
+                if text(instance, "instanceId") in young and tags is not None:
+                    instance.remove(tags)
+        ElementTree.register_namespace("", NAMESPACE)
+        return ElementTree.tostring(root)
+
+    def hide(self, action, data, hidden):
         """Takes out what is too young to show."""
-        hidden = self.hidden()
         root = ElementTree.fromstring(data)
         if action == "DescribeInstanceStatus":
             lists = [element(root, "instanceStatusSet")]

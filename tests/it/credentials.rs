@@ -187,7 +187,12 @@ fn workers_are_not_unhealthy_because_nobody_may_ask() {
     // They are read anew.
     sandbox.write(".aws/credentials", &keys("AKIAPOOLTESTS"));
     wait_until("the worker is well", || verify()["healthy"] == true);
-    // No answer is none of the workers', either.
+    // No answer is none of the workers', either: neither a late one nor one that is lost.
+    region.faults(&json!({ "latency_ms": { "DescribeInstanceStatus": 600_000 } }));
+    wait_until("a call hangs", || log().contains("no answer within 500ms"));
+    crate::sandbox::pause(Duration::from_secs(3));
+    region.faults(&json!({}));
+    wait_until("all were asked for", || region.calls("DescribeInstanceStatus").len() > 5);
     region.faults(&json!({ "lose": { "DescribeInstanceStatus": 1000 } }));
     wait_until("nobody answers", || log().contains("no answer of"));
     crate::sandbox::pause(Duration::from_secs(3));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::engines::not_run;
-use crate::sandbox::{Sandbox, asked_for, wait_until};
+use crate::sandbox::{Sandbox, asked_for, pause, wait_until};
 use crate::serve::Server;
 
 /// moto knows these.
@@ -381,13 +381,69 @@ fn another_account_is_another_place() {
     let silent = json!({ "GetCallerIdentity": { "times": 100, "code": "AccessDenied" } });
     region.faults(&json!({ "refuse": silent }));
     let refused = apply(&sandbox).exits(1);
-    let untold = "its workers are in account 123456789012, which has to be the one now";
+    let untold = "its workers are in account 123456789012, and nobody can tell whether this is it";
     assert!(refused.stderr.contains(untold), "{}", refused.stderr);
     assert!(refused.stderr.contains("AccessDenied"), "{}", refused.stderr);
     assert!(region.calls("RunInstances").is_empty());
+    // Nor is what was saved carried out there: each instance would look gone.
+    region.faults(&json!({}));
+    sandbox.pool(&["plan", "aws.yaml", "ci.yaml", "--destroy", "--out", "saved"]).exits(0);
+    region.faults(&json!({ "account": "999999999999" }));
+    let refused = sandbox.pool(&["apply", "saved"]).exits(1);
+    assert!(refused.stderr.contains("account 999999999999"), "{}", refused.stderr);
+    assert!(region.calls("TerminateInstances").is_empty());
+    assert_eq!(region.seen("us-east-1", &sandbox).len(), 2);
+    // An STS that does not answer is waited for only where it has to say something.
+    region.faults(&json!({ "latency_ms": { "GetCallerIdentity": 600_000 } }));
+    let refused = sandbox.pool(&["apply", "saved"]).exits(5);
+    assert!(refused.stderr.contains("STS did not answer within 5s"), "{}", refused.stderr);
+    assert!(region.calls("TerminateInstances").is_empty());
     region.faults(&json!({}));
     sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
     assert!(region.seen("us-east-1", &sandbox).is_empty());
+}
+
+#[test]
+fn where_sts_never_answered_workers_come_all_the_same() {
+    let Some(region) = Region::new() else { return };
+    let mut sandbox = Region::sandbox();
+    sandbox.set("AWS_ENDPOINT_URL_STS", &region.url);
+    region.faults(&json!({ "latency_ms": { "GetCallerIdentity": 600_000 } }));
+    sandbox.write("aws.yaml", &providers(&region));
+    sandbox.write("ci.yaml", &pool(2, "", ""));
+    let applied = sandbox.pool(&["apply", "aws.yaml", "ci.yaml", "--auto-approve", "-v"]).exits(0);
+    assert!(
+        applied.stderr.contains("it is not known whose AWS account this is"),
+        "{}",
+        applied.stderr
+    );
+    sandbox.pool(&["destroy", "--auto-approve"]).exits(0);
+}
+
+#[test]
+fn a_worker_is_not_thrown_away_because_nobody_could_ask_whether_it_is_clean() {
+    let Some(region) = Region::new() else { return };
+    let sandbox = Region::sandbox();
+    sandbox.write("aws.yaml", &providers(&region));
+    sandbox
+        .write("ci.yaml", &pool(1, "", "leases: {recycle: {command: ['true'], timeout: 60s}}\n"));
+    apply(&sandbox).exits(0);
+    let server = Server::start(&sandbox, &[]);
+    let lease = server.acquire("ci");
+    let refuse = json!({ "times": 1000, "code": "RequestLimitExceeded" });
+    region.faults(&json!({ "refuse": { "DescribeInstanceStatus": refuse } }));
+    let id = lease["id"].as_str().unwrap();
+    let (status, _) = server.call("DELETE", &format!("/v1/leases/{id}"), &Value::Null);
+    assert!(status < 300, "{status}");
+    // Three attempts would be over by then.
+    pause(Duration::from_secs(5));
+    region.faults(&json!({}));
+    wait_until("it is clean", || {
+        let told = sandbox.pool(&["status", "--json"]).exits(0).json();
+        told["pools"][0]["ready"] == 1
+    });
+    assert!(region.calls("RunInstances").is_empty());
+    assert!(region.calls("TerminateInstances").is_empty());
 }
 
 #[test]

@@ -35,8 +35,8 @@ pub use identity::{DeploymentId, Generation, InvalidIdentity, PoolId, Slot, Work
 pub use mask::{Mask, MaskedStream};
 pub use provider::{
     About, Consistency, CreateRequest, DeleteRequest, Description, Heard, Idempotency,
-    InPlaceField, Listing, PageToken, Progress, ResetRequest, UpdateRequest, WorkerProvider,
-    WorkerRef,
+    InPlaceField, Listing, PageToken, Probes, Progress, ResetRequest, UpdateRequest,
+    WorkerProvider, WorkerRef,
 };
 pub use secret::SecretSource;
 pub use shared::{Call, Gate, SharedProvider, Turn};

@@ -48,6 +48,17 @@ pub enum InPlaceField {
     Tags,
 }
 
+/// Whom a probe asks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Probes {
+    /// The worker, or what nobody else can tell of it: one that does not answer in time is not well.
+    #[default]
+    Worker,
+    /// A service that knows of all workers: its silence says nothing of any.
+    Service,
+}
+
 /// What a provider can do; constant during a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
@@ -75,6 +86,9 @@ pub struct Description {
     /// Whether [`WorkerProvider::watch`] ever returns: workers that end are noticed at once.
     #[serde(default)]
     pub tells_ends: bool,
+    /// Whom [`WorkerProvider::probe`] asks.
+    #[serde(default)]
+    pub probes: Probes,
     /// Whether [`WorkerProvider::reset`] does anything: a worker can be made as new between two jobs.
     #[serde(default)]
     pub resets: bool,

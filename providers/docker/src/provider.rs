@@ -1,8 +1,7 @@
 //! [`DockerProvider`]: the provider trait over an engine's API.
 //!
-//! The name of a container decides: a second create of one attempt meets the first one's container and takes it
-//! from there. A container that was never started is no worker yet: nothing but a repeat of its create brings
-//! it to life, and listings leave it out.
+//! The name of a container decides: a second create of one attempt goes on with the first one's container. A container
+//! that was never started is no worker yet: nothing but a repeat of its create starts it, and listings leave it out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use bollard::query_parameters::{
 use futures_util::StreamExt as _;
 use pool_provider::{
     About, Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard,
-    Idempotency, Listing, ObservedWorker, PageToken, ProbeOutcome, Progress, ProviderError,
+    Idempotency, Listing, ObservedWorker, PageToken, ProbeOutcome, Probes, Progress, ProviderError,
     ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -328,6 +327,7 @@ impl WorkerProvider for DockerProvider {
             in_place: Vec::new(),
             one_host: self.config.network.as_deref() == Some("host"),
             tells_ends: true,
+            probes: Probes::Service,
             resets: true,
             capacity: None,
             // No reference can look like this.

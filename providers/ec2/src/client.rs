@@ -8,19 +8,20 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
+use futures_util::FutureExt as _;
 use pool_provider::http;
 use reqwest::header::RETRY_AFTER;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 use tracing::trace;
 
-use crate::access::Access;
+use crate::access::{Access, chain_of};
 use crate::answer::{Identity, Refused};
 use crate::pace::Pace;
 use crate::refusal::{Refusal, chain};
 use crate::request::Parameters;
 use crate::sign::{Signed, signature};
-use crate::whose::Whose;
+use crate::whose::{Ask, Unconfirmed, Whose};
 
 /// The version of the API, the only one in a decade, and that of STS.
 const VERSION: &str = "2016-11-15";
@@ -47,12 +48,18 @@ struct Target<'t> {
 
 /// The API of one region.
 pub(crate) struct Client {
-    http: reqwest::Client,
+    line: Line,
     endpoint: String,
-    region: String,
     access: Access,
     whose: Whose,
     pace: Pace,
+}
+
+/// How AWS's services of one region are called.
+#[derive(Clone)]
+struct Line {
+    http: reqwest::Client,
+    region: String,
     now: Now,
 }
 
@@ -98,31 +105,25 @@ impl Client {
         let http = http.user_agent(concat!("pool/", env!("CARGO_PKG_VERSION"))).build();
         let http =
             http.map_err(|error| format!("preparing to call {endpoint}: {}", chain(&error)))?;
-        let access = Access::new(region.clone(), profile);
-        let whose = Whose::new(identity);
-        Ok(Self { http, endpoint, region, access, whose, pace: Pace::default(), now })
+        let access = Access::new(chain_of(region.clone(), profile));
+        let line = Line { http, region, now };
+        let whose = Whose::new(identity.map(|endpoint| asking(line.clone(), endpoint)));
+        Ok(Self { line, endpoint, access, whose, pace: Pace::default() })
     }
 
     /// Finds out whose credentials these are, where there is somebody to ask.
-    pub(crate) async fn ask_account(&self) -> Result<(), Refusal> {
-        self.credentials().await?;
-        self.whose.known().await.map_err(Refusal::NoCredentials)
+    ///
+    /// # Errors
+    /// Why that is not known, in words.
+    pub(crate) async fn ask_account(&self) -> Result<(), String> {
+        let found = self.access.credentials((self.line.now)()).await;
+        let found = found.map_err(|why| format!("no AWS credentials: {why}"))?;
+        self.whose.learn(&found).await.map_err(|why| why.to_string())
     }
 
     /// Returns the number of the account, once it is known.
     pub(crate) fn account(&self) -> Option<&str> {
         self.whose.account()
-    }
-
-    async fn account_at(
-        &self,
-        endpoint: &str,
-        credentials: &Credentials,
-    ) -> Result<String, Refusal> {
-        let body = body("GetCallerIdentity", STS_VERSION, &Vec::new());
-        let target = Target { endpoint, service: "sts" };
-        let identity: Identity = self.send(target, "GetCallerIdentity", body, credentials).await?;
-        Ok(identity.into_account())
     }
 
     /// Makes a call.
@@ -162,7 +163,7 @@ impl Client {
         let body = body(action, VERSION, parameters);
         let target = Target { endpoint: &self.endpoint, service: "ec2" };
         trace!(action, endpoint = %self.endpoint, "calling");
-        match self.send(target, action, body, &credentials).await {
+        match self.line.send(target, action, body, &credentials).await {
             Err(refusal) if refusal.is_too_many() => {
                 Err(refusal.not_before(self.pace.refused(action, asked)))
             }
@@ -182,17 +183,35 @@ impl Client {
     }
 
     async fn credentials(&self) -> Result<Credentials, Refusal> {
-        let found = self.access.credentials((self.now)()).await;
+        let found = self.access.credentials((self.line.now)()).await;
         let found =
             found.map_err(|why| Refusal::NoCredentials(format!("no AWS credentials: {why}")))?;
-        let ask = async |endpoint: &str| self.account_at(endpoint, &found).await;
-        self.whose.confirm(&found, ask).await.map_err(|why| {
-            self.access.forget(&found);
-            Refusal::NoCredentials(why)
+        self.whose.confirm(&found).await.map_err(|why| {
+            if matches!(why, Unconfirmed::Other(_)) {
+                self.access.forget(&found);
+            }
+            Refusal::NoCredentials(why.to_string())
         })?;
         Ok(found)
     }
+}
 
+/// Returns what asks the STS at `endpoint` for an account's number.
+fn asking(line: Line, endpoint: String) -> Box<Ask> {
+    Box::new(move |credentials| {
+        let (line, endpoint) = (line.clone(), endpoint.clone());
+        async move {
+            let body = body("GetCallerIdentity", STS_VERSION, &Vec::new());
+            let target = Target { endpoint: &endpoint, service: "sts" };
+            let identity: Identity =
+                line.send(target, "GetCallerIdentity", body, &credentials).await?;
+            Ok(identity.into_account())
+        }
+        .boxed()
+    })
+}
+
+impl Line {
     async fn send<T: DeserializeOwned>(
         &self,
         target: Target<'_>,

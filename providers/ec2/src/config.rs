@@ -81,16 +81,38 @@ impl Config {
 
     /// Returns where AWS says whose account it is; `None` where the API is not AWS's own.
     pub fn identity_endpoint(&self) -> Option<String> {
-        let is_aws = |endpoint: &String| endpoint.contains(".amazonaws.com");
-        let region = self.region.as_ref().filter(|_| self.endpoint.iter().all(is_aws));
+        let is_of_aws = self.endpoint.as_deref().is_none_or(is_of_aws);
+        let region = self.region.as_ref().filter(|_| is_of_aws);
         region.map(|region| of_region("sts", region))
     }
 }
 
-/// Returns the region's own endpoint of a service; the partitions have domains of their own.
+/// Domains of AWS's partitions, by what the names of their regions begin with.
+const PARTITIONS: [(&str, &str); 7] = [
+    ("cn-", "amazonaws.com.cn"),
+    ("eusc-", "amazonaws.eu"),
+    ("us-iso-", "c2s.ic.gov"),
+    ("us-isob-", "sc2s.sgov.gov"),
+    ("eu-isoe-", "cloud.adc-e.uk"),
+    ("us-isof-", "csp.hci.ic.gov"),
+    ("", "amazonaws.com"),
+];
+
+/// Returns the region's own endpoint of a service.
 fn of_region(service: &str, region: &str) -> String {
-    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    let of = PARTITIONS.iter().find(|(begin, _)| region.starts_with(begin));
+    let domain = of.map_or("amazonaws.com", |(_, domain)| domain);
     format!("https://{service}.{region}.{domain}")
+}
+
+/// Returns whether an endpoint is AWS's own: of a partition, or one for both versions of IP.
+fn is_of_aws(endpoint: &str) -> bool {
+    let host = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let host = host.split(['/', ':']).next().unwrap_or_default();
+    let domains = PARTITIONS.iter().map(|(_, domain)| *domain).chain(["api.aws"]);
+    domains
+        .into_iter()
+        .any(|domain| host.strip_suffix(domain).is_some_and(|own| own.ends_with('.')))
 }
 
 /// Returns whether `RunInstances` can take this for an image: an id, or a parameter of Systems Manager that holds one.
@@ -213,6 +235,9 @@ mod tests {
         };
         assert_eq!(sts(None).unwrap(), "https://sts.eu-west-1.amazonaws.com");
         assert!(sts(Some("https://vpce-1.ec2.eu-west-1.vpce.amazonaws.com")).is_some());
+        assert!(sts(Some("https://ec2.eu-west-1.api.aws")).is_some());
         assert_eq!(sts(Some("http://127.0.0.1:5000")), None);
+        assert_eq!(sts(Some("https://ec2.amazonaws.com.example.org/amazonaws.com")), None);
+        assert_eq!(of_region("sts", "eusc-de-east-1"), "https://sts.eusc-de-east-1.amazonaws.eu");
     }
 }

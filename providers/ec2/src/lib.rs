@@ -13,12 +13,14 @@
 //! | `sign`     | Signature Version 4                                                      |
 //! | `access`   | credentials, from where AWS's own tools take them                         |
 //! | `whose`    | whose account they are of                                                 |
+//! | `joint`    | a task that many wait for                                                 |
 //! | `wire`     | how those are called for                                                  |
 //! | `client`   | one signed call                                                          |
 //! | `pace`     | how fast calls are made once there were too many                          |
 //! | `answer`   | what the API answers, as types                                            |
 //! | `refusal`  | what the API's error codes mean                                           |
 //! | `status`   | health, asked for many instances at once                                  |
+//! | `looks`    | looking again for what may not show yet                                    |
 //! | `seen`     | what an instance is as a worker                                           |
 //! | `provider` | the provider trait over these                                             |
 //!
@@ -28,6 +30,8 @@ mod access;
 mod answer;
 mod client;
 mod config;
+mod joint;
+mod looks;
 mod pace;
 mod provider;
 mod refusal;

@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use pool_provider::{
     About, Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency,
-    InPlaceField, Listing, ObservedWorker, PageToken, ProbeOutcome, ProviderError, UpdateRequest,
-    WorkerProvider, WorkerRef,
+    InPlaceField, Listing, ObservedWorker, PageToken, ProbeOutcome, Probes, ProviderError,
+    UpdateRequest, WorkerProvider, WorkerRef,
 };
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::answer::{Described, Done, Instance, Run};
 use crate::client::{Client, Now};
 use crate::config::Config;
+use crate::looks::Looks;
 use crate::refusal::Refusal;
 use crate::request::{self, Parameters, add_filter, add_tags};
 use crate::tags::{self, Identity};
@@ -26,10 +27,6 @@ use crate::{seen, status};
 
 /// How long EC2 may take to answer a call that ends an instance, and to believe it.
 const ENDING: Duration = Duration::from_secs(60);
-/// How soon it is looked again for what does not show yet.
-const LOOK: Duration = Duration::from_millis(500);
-/// The longest pause between two such looks.
-const LONGEST_LOOK: Duration = Duration::from_secs(5);
 /// How long it may take to say why an instance has ended.
 const EXPLAINING: Duration = Duration::from_millis(500);
 /// How many instances that EC2 does not know are remembered, and for how long when there are more.
@@ -56,29 +53,6 @@ pub struct Settings {
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-/// Looking again for what may not show yet: seldomer each time.
-struct Looks {
-    until: Instant,
-    pause: Duration,
-}
-
-impl Looks {
-    fn new(limit: Duration) -> Self {
-        Self { until: Instant::now() + limit, pause: LOOK }
-    }
-
-    /// Waits for a while; false when there is no time for another look.
-    async fn again(&mut self) -> bool {
-        let now = Instant::now();
-        if now >= self.until {
-            return false;
-        }
-        sleep_until((now + self.pause).min(self.until)).await;
-        self.pause = (self.pause * 2).min(LONGEST_LOOK);
-        true
     }
 }
 
@@ -115,9 +89,9 @@ impl Ec2Provider {
     /// until a later call finds out.
     ///
     /// # Errors
-    /// When there are no credentials, in words.
+    /// Why that is not known although there is somebody to ask, in words.
     pub async fn ask_account(&self) -> Result<(), String> {
-        self.client.ask_account().await.map_err(|refusal| refusal.text())
+        self.client.ask_account().await
     }
 
     fn settle(&self) -> Duration {
@@ -160,8 +134,12 @@ impl Ec2Provider {
         states: &[&str],
     ) -> Result<Vec<(Identity, Instance)>, Refusal> {
         let (mut parameters, next) = self.ours(&worker.owner, states);
-        let name = worker.name.to_string();
-        add_filter(&mut parameters, next, &format!("tag:{}", tags::WORKER), &[&name]);
+        let (by, value) = match &worker.provider_id {
+            // Whatever became of its other tags.
+            Some(id) => ("instance-id".to_owned(), id.clone()),
+            None => (format!("tag:{}", tags::WORKER), worker.name.to_string()),
+        };
+        add_filter(&mut parameters, next, &by, &[&value]);
         let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
         let mut token: Option<String> = None;
         loop {
@@ -252,31 +230,37 @@ impl Ec2Provider {
         since.elapsed() >= self.settle()
     }
 
-    /// Ends an instance that no listing shows: it may have been created a moment ago, and would run on.
+    /// Ends an instance that no listing shows: it may have been created a moment ago, and would run on. Returns whether
+    /// there is nothing left to end; it may show later otherwise.
     async fn end_unshown(
         &self,
         worker: &WorkerRef,
         id: &str,
         doing: &str,
-    ) -> Result<(), ProviderError> {
-        // One that shows as somebody else's, or as over, is no worker any more.
-        match self.instance(id).await.map_err(|refusal| refusal.of_look(doing))? {
-            Some(found) if !self.is_of(&found, worker) => return Ok(()),
-            Some(found) if found.instance_state.is_over() => return Ok(()),
+    ) -> Result<bool, ProviderError> {
+        let found = self.instance(id).await.map_err(|refusal| refusal.of_look(doing))?;
+        let is_known = found.is_some();
+        match found {
+            Some(found) if found.instance_state.is_over() => return Ok(true),
+            // EC2 may show an instance before its tags.
+            Some(found) if found.tag_set.is_empty() => return Ok(false),
+            // It is somebody else's by now.
+            Some(found) if !self.is_of(&found, worker) => return Ok(true),
             Some(_) | None => {}
         }
-        let only = BTreeSet::from([id.to_owned()]);
-        let mut looks = Looks::new(self.settle());
-        loop {
-            match self.terminate(&only).await {
-                Ok(()) => return Ok(()),
-                Err(refusal) if refusal.is_unknown_instance() => {
-                    if self.is_gone(id) || !looks.again().await {
-                        return Ok(());
-                    }
-                }
-                Err(refusal) => return Err(refusal.of_change(doing, false)),
+        match self.terminate(&BTreeSet::from([id.to_owned()])).await {
+            Ok(()) => Ok(true),
+            Err(refusal) if refusal.is_unknown_instance() => Ok(self.is_gone(id)),
+            // A policy that asks for our tags refuses what has none because it is not there.
+            Err(refusal) if !is_known && refusal.code() == Some("UnauthorizedOperation") => {
+                warn!(
+                    id,
+                    why = refusal.text(),
+                    "EC2 does not show an instance that is to be ended"
+                );
+                Ok(self.is_gone(id))
             }
+            Err(refusal) => Err(refusal.of_change(doing)),
         }
     }
 
@@ -297,11 +281,13 @@ impl WorkerProvider for Ec2Provider {
             idempotency: Idempotency::Token,
             consistency: Consistency::Eventual,
             settle: self.settle(),
-            slowest_delete: ENDING + self.settle(),
+            // It may take as long to show as to be gone.
+            slowest_delete: ENDING + 2 * self.settle(),
             slowest_look: Duration::ZERO,
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: false,
             tells_ends: false,
+            probes: Probes::Service,
             resets: false,
             capacity: None,
             about: About { place, ..About::refusing(NO_IMAGE) },
@@ -342,7 +328,7 @@ impl WorkerProvider for Ec2Provider {
         match refusal.code() {
             Some("IdempotentInstanceTerminated") => Err(ProviderError::Spent(why())),
             Some("IdempotentParameterMismatch") => self.by_tags(request, why()).await,
-            _ => Err(refusal.of_change(&doing, place.is_followed)),
+            _ => Err(refusal.of_create(&doing, place.others)),
         }
     }
 
@@ -399,7 +385,7 @@ impl WorkerProvider for Ec2Provider {
         };
         let (all, gone) = tags::changes(&instance.tag_set, labels, tags);
         let resource = || vec![("ResourceId.1".to_owned(), instance.instance_id.clone())];
-        let refused = |refusal: Refusal| refusal.of_change(&doing, false);
+        let refused = |refusal: Refusal| refusal.of_change(&doing);
         // First: there is room for so many tags only.
         if !gone.is_empty() {
             let mut parameters = resource();
@@ -431,21 +417,25 @@ impl WorkerProvider for Ec2Provider {
             let shown: BTreeSet<String> =
                 left.into_iter().map(|(_, instance)| instance.instance_id).collect();
             if shown.is_empty() {
-                return match &worker.provider_id {
-                    Some(id) if ended.is_empty() => self.end_unshown(worker, id, &doing).await,
-                    Some(_) | None => Ok(()),
+                let Some(id) = worker.provider_id.as_ref().filter(|_| ended.is_empty()) else {
+                    return Ok(());
                 };
+                if self.end_unshown(worker, id, &doing).await? || !looks.again().await {
+                    return Ok(());
+                }
+                continue;
             }
             let due: BTreeSet<String> = &shown - &ended;
             if !due.is_empty() {
                 match self.terminate(&due).await {
                     Ok(()) => {
                         ended.extend(due);
+                        looks = Looks::new(self.settle());
                         continue;
                     }
                     // One of its servers knows it, another one does not.
                     Err(refusal) if refusal.is_unknown_instance() => {}
-                    Err(refusal) => return Err(refusal.of_change(&doing, false)),
+                    Err(refusal) => return Err(refusal.of_change(&doing)),
                 }
             }
             // What it is told, it may show a while later.
@@ -470,7 +460,7 @@ impl WorkerProvider for Ec2Provider {
         match self.statuses.ask(&id).await? {
             Some(found) => {
                 self.unknown().remove(&id);
-                match status::judge(&found) {
+                match status::judge(&found)? {
                     ProbeOutcome::Gone(why) => {
                         // It is gone, whether anybody says why or not.
                         let reason = timeout(EXPLAINING, self.reason(worker)).await.ok().flatten();

@@ -20,6 +20,17 @@ pub(crate) enum Refusal {
     Lost(String),
 }
 
+/// The other places where an attempt could be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Others {
+    /// There are none.
+    None,
+    /// The next attempt goes to another one.
+    Follow,
+    /// All have been tried.
+    Tried,
+}
+
 /// What an error code is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum About {
@@ -126,7 +137,8 @@ impl Refusal {
     /// The credentials are no longer right, or never were; a policy that does not allow something is another matter.
     pub(crate) fn is_about_credentials(&self) -> bool {
         let refused = ["AuthFailure", "InvalidClientTokenId", "InvalidAccessKeyId"];
-        let outdated = ["SignatureDoesNotMatch", "UnrecognizedClientException"];
+        // EC2 says `RequestExpired` where others say `ExpiredToken`.
+        let outdated = ["SignatureDoesNotMatch", "UnrecognizedClientException", "RequestExpired"];
         matches!(self, Self::Code { code, message, .. } if about(code, message) == About::Access
             && (refused.contains(&code.as_str())
                 || outdated.contains(&code.as_str())
@@ -155,15 +167,21 @@ impl Refusal {
 
     /// What the refusal of a call means that only looks.
     pub(crate) fn of_look(&self, doing: &str) -> ProviderError {
-        match self.of_change(doing, false) {
+        match self.of_change(doing) {
             ProviderError::UnknownOutcome(text) => ProviderError::Transient(text),
             error => error,
         }
     }
 
-    /// What the refusal of a call means that changes something; `elsewhere` when the next attempt is made in another place.
-    pub(crate) fn of_change(&self, doing: &str, elsewhere: bool) -> ProviderError {
+    /// What the refusal of a call means that changes something.
+    pub(crate) fn of_change(&self, doing: &str) -> ProviderError {
+        self.of_create(doing, Others::None)
+    }
+
+    /// What the refusal of a create means where there are other places.
+    pub(crate) fn of_create(&self, doing: &str, others: Others) -> ProviderError {
         let text = format!("{doing}: {}", self.text());
+        let elsewhere = others == Others::Follow;
         match self {
             Self::Lost(_) => ProviderError::UnknownOutcome(text),
             Self::NotSent(_) => ProviderError::Transient(text),
@@ -173,7 +191,7 @@ impl Refusal {
                     ProviderError::RateLimited { message: text, retry_after: *retry_after }
                 }
                 About::Room => ProviderError::OutOfCapacity { message: text, elsewhere },
-                About::Type if elsewhere => {
+                About::Type if others != Others::None => {
                     ProviderError::OutOfCapacity { message: text, elsewhere }
                 }
                 About::Quota => ProviderError::Quota(text),
@@ -181,7 +199,9 @@ impl Refusal {
                 About::Service => ProviderError::UnknownOutcome(text),
                 About::Passing => ProviderError::Transient(text),
                 About::NotFound => ProviderError::NotFound(text),
-                About::Request | About::Type => ProviderError::InvalidSpec(text),
+                About::Request | About::Type => {
+                    ProviderError::InvalidSpec(format!("{text}{}", advice(code)))
+                }
             },
         }
     }
@@ -191,13 +211,17 @@ impl Refusal {
 fn advice(code: &str) -> &'static str {
     match code {
         "UnauthorizedOperation" => "; the credentials are right, their policy does not allow it",
-        "RequestExpired" | "SignatureDoesNotMatch" | "InvalidSecurity.RequestHasExpired" => {
+        "RequestExpired" => {
+            "; log in again (`aws sso login`), unless this machine's clock is wrong"
+        }
+        "SignatureDoesNotMatch" | "InvalidSecurity.RequestHasExpired" => {
             "; is this machine's clock right?"
         }
         code if code.starts_with("ExpiredToken") => "; log in again (`aws sso login`)",
         "AuthFailure.ServiceLinkedRoleCreationNotPermitted" => {
             "; the account's first spot instance needs iam:CreateServiceLinkedRole, once"
         }
+        "OperationNotPermitted" => "; take its termination protection off first",
         "OptInRequired" => "; the region has to be enabled for the account",
         _ => "",
     }
@@ -230,7 +254,7 @@ mod tests {
     fn named(code: &str, message: &str) -> (&'static str, &'static str) {
         let (code, message) = (code.to_owned(), message.to_owned());
         let refusal = Refusal::Code { code, message, retry_after: None };
-        (refusal.of_change("creating", true).code(), refusal.of_look("looking").code())
+        (refusal.of_create("creating", Others::Follow).code(), refusal.of_look("looking").code())
     }
 
     #[test]
@@ -277,7 +301,9 @@ mod tests {
             message: region.to_owned(),
             retry_after: None,
         };
-        assert_eq!(last.of_change("creating", false).code(), "invalid_spec");
+        assert_eq!(last.of_change("creating").code(), "invalid_spec");
+        // Others only had no room.
+        assert_eq!(last.of_create("creating", Others::Tried).code(), "out_of_capacity");
     }
 
     #[test]
@@ -288,7 +314,7 @@ mod tests {
             retry_after: None,
         };
         assert_eq!(refusal.text(), "UnauthorizedOperation: You are not authorized.");
-        let told = refusal.of_change("creating ci-0-1", false).to_string();
+        let told = refusal.of_change("creating ci-0-1").to_string();
         assert!(told.ends_with("their policy does not allow it"), "{told}");
     }
 }

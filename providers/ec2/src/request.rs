@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use pool_provider::{CreateRequest, ProviderError, WorkerSpec};
 
 use crate::config::{Config, Market, MetadataTokens, WorkerAttributes};
+use crate::refusal::Others;
 use crate::sizes;
 use crate::tags::{self, Tags};
 
@@ -24,8 +25,8 @@ pub(crate) struct Place {
     pub(crate) instance_type: String,
     /// `None` leaves it to AWS: one of the default VPC.
     pub(crate) subnet: Option<String>,
-    /// Whether the next attempt is made in another one, before all have been tried.
-    pub(crate) is_followed: bool,
+    /// What other places there are.
+    pub(crate) others: Others,
 }
 
 /// Returns where an attempt is made. The best type is tried in every subnet before the next type; slots begin with
@@ -57,7 +58,11 @@ pub(crate) fn place(
     Ok(Place {
         instance_type: types[turn / each].clone(),
         subnet: subnets.get(subnet).cloned(),
-        is_followed: turn + 1 < all,
+        others: match all {
+            1 => Others::None,
+            _ if turn + 1 < all => Others::Follow,
+            _ => Others::Tried,
+        },
     })
 }
 
@@ -176,7 +181,7 @@ mod tests {
         (0..count)
             .map(|passed_over| {
                 let place = place(&spec, &attributes, &config, (slot, passed_over)).unwrap();
-                let last = if place.is_followed { "" } else { "." };
+                let last = if place.others == Others::Follow { "" } else { "." };
                 let subnet = place.subnet.as_deref().unwrap_or("-");
                 format!("{} {subnet}{last}", place.instance_type)
             })

@@ -6,6 +6,7 @@
 //! | not known                                        | unhealthy; gone after `settle` |
 //! | pending, stopping, stopped                      | unhealthy                     |
 //! | running, a check not passed or not over           | unhealthy                     |
+//! | running, no data for a check                     | nobody can tell                |
 //! | running, AWS is going to end it                  | unhealthy                     |
 //! | running, both checks passed                      | healthy                       |
 
@@ -29,6 +30,8 @@ const GATHERING: Duration = Duration::from_millis(20);
 const BETWEEN: Duration = Duration::from_millis(200);
 /// How many instances one call may ask for.
 const MOST: usize = 100;
+/// How many instances are remembered whose turn did not come: some of them are no more.
+const MOST_LATE: usize = 10_000;
 /// A probe has a moment only: a call that takes longer is given up, and holds up no other. Waiting for a turn would be
 /// taken for the worker's silence.
 const LIMITS: Limits = Limits { turn: Duration::ZERO, answer: Duration::from_secs(3) };
@@ -97,6 +100,9 @@ impl Queue {
         let mut calls = Vec::new();
         while all.peek().is_some() {
             calls.push(all.by_ref().take(MOST).collect());
+        }
+        if self.late.len() > MOST_LATE {
+            self.late.clear();
         }
         self.is_worked_on = !calls.is_empty();
         self.last = Some(Instant::now());
@@ -178,29 +184,36 @@ fn names(refusal: &Refusal, id: &str) -> bool {
 }
 
 /// Says what a status means.
-pub(crate) fn judge(status: &Status) -> ProbeOutcome {
+///
+/// # Errors
+/// When it says nothing of the instance.
+pub(crate) fn judge(status: &Status) -> Result<ProbeOutcome, ProviderError> {
     let state = status.instance_state.name.as_str();
     if status.instance_state.is_over() {
-        return ProbeOutcome::Gone(format!("its instance is {state}"));
+        return Ok(ProbeOutcome::Gone(format!("its instance is {state}")));
     }
     if state != "running" {
-        return ProbeOutcome::Unhealthy(format!("its instance is {state}"));
+        return Ok(ProbeOutcome::Unhealthy(format!("its instance is {state}")));
     }
     for (what, check) in [("system", &status.system_status), ("instance", &status.instance_status)]
     {
         match check.status.as_str() {
             "ok" => {}
+            "insufficient-data" => {
+                let why = format!("EC2 has no data for its {what} status check");
+                return Err(ProviderError::Transient(why));
+            }
             "initializing" => {
                 let why = format!("EC2's {what} status check is not over yet");
-                return ProbeOutcome::Unhealthy(why);
+                return Ok(ProbeOutcome::Unhealthy(why));
             }
             other => {
                 let why = format!("EC2's {what} status check says `{other}`");
-                return ProbeOutcome::Unhealthy(why);
+                return Ok(ProbeOutcome::Unhealthy(why));
             }
         }
     }
-    status.end().map_or(ProbeOutcome::Healthy, ProbeOutcome::Unhealthy)
+    Ok(status.end().map_or(ProbeOutcome::Healthy, ProbeOutcome::Unhealthy))
 }
 
 #[cfg(test)]
@@ -216,9 +229,10 @@ mod tests {
             ..Status::default()
         };
         match judge(&status) {
-            ProbeOutcome::Healthy => "healthy".to_owned(),
-            ProbeOutcome::Unhealthy(why) => format!("unhealthy: {why}"),
-            ProbeOutcome::Gone(why) => format!("gone: {why}"),
+            Ok(ProbeOutcome::Healthy) => "healthy".to_owned(),
+            Ok(ProbeOutcome::Unhealthy(why)) => format!("unhealthy: {why}"),
+            Ok(ProbeOutcome::Gone(why)) => format!("gone: {why}"),
+            Err(error) => error.to_string(),
         }
     }
 
@@ -233,6 +247,12 @@ mod tests {
                 "unhealthy: EC2's system status check is not over yet",
             ),
             ("running", "ok", "impaired", "unhealthy: EC2's instance status check says `impaired`"),
+            (
+                "running",
+                "insufficient-data",
+                "ok",
+                "transient failure: EC2 has no data for its system status check",
+            ),
             ("pending", "", "", "unhealthy: its instance is pending"),
             ("stopped", "", "", "unhealthy: its instance is stopped"),
             ("shutting-down", "ok", "ok", "gone: its instance is shutting-down"),

@@ -90,7 +90,7 @@ fn users(labels: &BTreeMap<String, String>, tags: &[String]) -> Tags {
 /// Returns whether an instance is ours, and its tags name no other worker.
 pub(crate) fn may_be(tags: &Tags, owner: &DeploymentId, provider: &str, name: &WorkerName) -> bool {
     let is = |key: &str, wanted: &str| tags.get(key).is_some_and(|value| value == wanted);
-    let names_another = tags.get(WORKER).is_some_and(|worker| *worker != name.to_string());
+    let names_another = self::name(tags).is_some_and(|named| named != *name);
     is(DEPLOYMENT, owner.as_str()) && is(PROVIDER, provider) && !names_another
 }
 

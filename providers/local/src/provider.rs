@@ -9,7 +9,8 @@ use std::time::Duration;
 use pool_provider::{
     About, Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard,
     Idempotency, InPlaceField, Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome,
-    Progress, ProviderError, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
+    Probes, Progress, ProviderError, ResetRequest, UpdateRequest, WorkerProvider, WorkerRef,
+    WorkerSpec,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
@@ -246,6 +247,7 @@ impl WorkerProvider for LocalProvider {
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: true,
             tells_ends: true,
+            probes: Probes::Worker,
             resets: true,
             capacity: None,
             about: About::refusing("/no/such/program"),

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use pool_provider::{
     About, CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency, InPlaceField,
-    Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, ProviderError, ResetRequest,
-    UpdateRequest, WorkerProvider, WorkerRef,
+    Listing, ObservedStatus, ObservedWorker, PageToken, ProbeOutcome, Probes, ProviderError,
+    ResetRequest, UpdateRequest, WorkerProvider, WorkerRef,
 };
 use tokio::time::sleep;
 
@@ -269,6 +269,7 @@ impl WorkerProvider for SimProvider {
             in_place: vec![InPlaceField::Labels, InPlaceField::Tags],
             one_host: false,
             tells_ends: false,
+            probes: Probes::Worker,
             resets: true,
             capacity: self.settings.capacity,
             about: About::default(),

@@ -198,11 +198,12 @@ async fn verify(keeper: &Keeper, worker: &Watched, starts: bool) -> Result<(), U
     loop {
         match keeper.desk.prober().probe(worker, &check).await {
             Ok(Probed::Passed) => return Ok(()),
-            Ok(Probed::Failed(_) | Probed::Unasked(_)) if starts => {
+            Ok(Probed::Failed(why)) if !starts => return Err(why.into()),
+            // Nobody could ask, or it is on its way: both end with the attempt.
+            Ok(Probed::Failed(_) | Probed::Unasked(_)) => {
                 sleep(pause).await;
                 pause = (pause * 2).min(check.interval.get());
             }
-            Ok(Probed::Failed(why) | Probed::Unasked(why)) => return Err(why.into()),
             Ok(Probed::Gone(why)) => return Err(Unclean { why, hopeless: true, wait: None }),
             Err(error) => return Err(error.to_string().into()),
         }

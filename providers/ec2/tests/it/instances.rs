@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use pool_ec2::{Address, Config};
 use pool_provider::{
-    DeleteRequest, ObservedStatus, ProbeOutcome, ProviderError, Slot, UpdateRequest, WorkerName,
-    WorkerProvider as _,
+    DeleteRequest, HumanDuration, ObservedStatus, ProbeOutcome, ProviderError, Slot, UpdateRequest,
+    WorkerName, WorkerProvider as _,
 };
 use serde_json::{Value, json};
 
@@ -193,6 +193,10 @@ async fn an_instance_that_lost_its_tags_keeps_a_listing_from_being_whole() {
     ground.witness(&["untag", &created.provider_id, "pool.attempt"]);
     ground.witness(&["untag", &created.provider_id, "pool.spec-hash"]);
     ground.witness(&["untag", &created.provider_id, "pool.worker"]);
+    let worker = reference(&request, Some(&created.provider_id));
+    assert_eq!(ground.provider().get(&worker).await.unwrap().name, request.name);
+    let update = UpdateRequest { worker, labels: [].into(), tags: Vec::new() };
+    ground.provider().update(&update).await.unwrap();
     let listing = ground.provider().list(&request.owner, None).await.unwrap();
     assert!(listing.complete);
     assert_eq!(
@@ -207,6 +211,29 @@ async fn an_instance_that_lost_its_tags_keeps_a_listing_from_being_whole() {
     let delete =
         DeleteRequest { worker: reference(&request, Some(&created.provider_id)), attempt: 1 };
     ground.provider().delete(&delete).await.unwrap();
+    assert!(ground.seen(&request.owner).is_empty());
+}
+
+#[tokio::test]
+async fn what_is_gone_is_deleted_although_a_policy_asks_for_its_tags() {
+    let Some(ground) = Ground::new("eu-west-1") else { return };
+    let request = request("gone");
+    ground.faults(json!({ "by_policy": true })).await;
+    let worker = reference(&request, Some("i-0123456789abcdef0"));
+    ground.provider().delete(&DeleteRequest { worker, attempt: 1 }).await.unwrap();
+    assert!(ground.calls("TerminateInstances").await.len() > 1, "it may only not show yet");
+}
+
+#[tokio::test]
+async fn an_instance_that_does_not_show_its_tags_yet_is_ended_when_it_does() {
+    let Some(ground) = Ground::new("eu-west-1") else { return };
+    let request = request("bare");
+    let provider =
+        provider_with(Config { settle: HumanDuration::from_secs(20), ..ground.config.clone() });
+    let created = provider.create(&request).await.unwrap();
+    ground.faults(json!({ "tags_late_ms": 1_000 })).await;
+    let worker = reference(&request, Some(&created.provider_id));
+    provider.delete(&DeleteRequest { worker, attempt: 1 }).await.unwrap();
     assert!(ground.seen(&request.owner).is_empty());
 }
 

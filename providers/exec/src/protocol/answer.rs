@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pool_provider::{
     About, Consistency, DeploymentId, Description, Idempotency, InPlaceField, ObservedStatus,
-    ObservedWorker, ProviderError,
+    ObservedWorker, Probes, ProviderError,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -224,6 +224,7 @@ impl Described {
             slowest_look: look.saturating_add(grace),
             one_host: self.one_host,
             tells_ends: false,
+            probes: Probes::Worker,
             capacity: self.capacity,
             about: About {
                 version: self.version,
