@@ -25,9 +25,11 @@ use crate::refusal::Refusal;
 use crate::request::Parameters;
 
 /// How long the first one waits for others.
-const GATHERING: Duration = Duration::from_millis(20);
-/// How long after one call the next one is made: EC2 lets an account make some tens of these calls a second.
+const GATHERING: Duration = Duration::from_millis(10);
+/// How long after one call the next one is made in the long run: EC2 lets an account make some tens of these calls a second.
 const BETWEEN: Duration = Duration::from_millis(200);
+/// What is saved up of that while nobody asks: workers that are made together ask at the same time.
+const BURST: Duration = Duration::from_millis(800);
 /// How many instances one call may ask for.
 const MOST: usize = 100;
 /// How many instances are remembered whose turn did not come: some of them are no more.
@@ -53,7 +55,9 @@ struct Queue {
     waiting: Waiting,
     /// A task is at work until nobody waits.
     is_worked_on: bool,
-    last: Option<Instant>,
+    /// When the calls that were made would be over if there were one each [`BETWEEN`] (Turner 1986, the leaky bucket as a
+    /// meter).
+    paid: Option<Instant>,
     /// How often in a row the turn of an instance did not come: the later, the sooner among the next ones.
     late: BTreeMap<String, u32>,
 }
@@ -105,8 +109,17 @@ impl Queue {
             self.late.clear();
         }
         self.is_worked_on = !calls.is_empty();
-        self.last = Some(Instant::now());
+        let now = Instant::now();
+        let each = calls.iter().map(|_| BETWEEN);
+        self.paid = Some(self.paid.map_or(now, |paid| paid.max(now)) + each.sum::<Duration>());
         calls
+    }
+
+    /// Returns when the next calls may be made.
+    fn due(&self) -> Instant {
+        let soon = Instant::now() + GATHERING;
+        let paid = self.paid.and_then(|paid| paid.checked_sub(BURST));
+        paid.map_or(soon, |paid| paid.max(soon))
     }
 
     /// Notes whether the turn of these came.
@@ -124,9 +137,8 @@ impl Queue {
 /// Asks until nobody waits.
 async fn work(client: Arc<Client>, queue: Arc<Mutex<Queue>>) {
     loop {
-        let last = locked(&queue).last;
-        let soon = Instant::now() + GATHERING;
-        sleep_until(last.map_or(soon, |last| soon.max(last + BETWEEN))).await;
+        let due = locked(&queue).due();
+        sleep_until(due).await;
         let calls = locked(&queue).take();
         if calls.is_empty() {
             return;
@@ -260,6 +272,22 @@ mod tests {
         ] {
             assert_eq!(judged(state, system, instance), expected);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_calls_are_made_at_once_and_many_are_spread() {
+        let mut queue = Queue::default();
+        let begin = Instant::now();
+        let mut at = Vec::new();
+        for number in 0..8 {
+            sleep_until(queue.due()).await;
+            at.push((Instant::now() - begin).as_millis());
+            let (answer, answered) = oneshot::channel();
+            queue.waiting.entry(format!("i-{number}")).or_default().push(answer);
+            assert_eq!(queue.take().len(), 1);
+            drop(answered);
+        }
+        assert_eq!(at, [10, 20, 30, 40, 50, 210, 410, 610]);
     }
 
     #[test]
