@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 POOL = os.path.join(ROOT, "target", "release", "pool")
 CHECKERS = os.path.join(ROOT, "target", "checkers", "bin")
 ROUNDS = 1 if "--quick" in sys.argv else 3
-SIZE, CONCURRENCY, LATENCY = 50, 5, 1.0
+SIZE, CONCURRENCY, LATENCIES = 50, 5, (1.0, 2.0)
 ENVIRONMENT = {**os.environ, "AWS_ACCESS_KEY_ID": "AKIAPOOLTESTS", "AWS_SECRET_ACCESS_KEY": "pool-tests-secret",
                "AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true"}
 rows = []
@@ -93,12 +93,14 @@ def creating(moto, proxy, faults):
     return statistics.median(took), made
 
 
-def latency(moto, proxy):
-    ideal = SIZE / CONCURRENCY * LATENCY
-    ms = LATENCY * 1000
+def latency(moto, proxy, seconds):
+    ideal = SIZE / CONCURRENCY * seconds
+    ms = seconds * 1000
     took, _ = creating(moto, proxy, {"latency_ms": {"RunInstances": ms}})
-    row(f"{SIZE} instances, concurrency {CONCURRENCY}, RunInstances takes L = {LATENCY:.0f} s: the whole apply",
+    row(f"{SIZE} instances, concurrency {CONCURRENCY}, RunInstances takes L = {seconds:.0f} s: the whole apply",
         f"{took:.2f} s", f"10 L = {ideal:.1f} s", f"{took / ideal:.3f}", "≤ 1.1", took / ideal <= 1.1)
+    if seconds != LATENCIES[0]:
+        return
     forget(moto)
     asked(f"{proxy}/-/faults", {"latency_ms": {"RunInstances": ms}})
     run = "ec2.run_instances(ImageId='ami-12c6146b', InstanceType='m7i.large', MinCount=1, MaxCount=1)"
@@ -121,7 +123,8 @@ def throttled(moto, proxy):
 def observing(moto, proxy):
     forget(moto)
     asked(f"{proxy}/-/faults", {})
-    path = folder(proxy, 1000, concurrency=50)
+    # moto answers one call at a time, and slower the more instances it has: more at once would only time out.
+    path = folder(proxy, 1000, concurrency=10)
     pool(path, "apply", "pool.yaml", "--auto-approve")
     asked(f"{proxy}/-/faults", {})
     took = pool(path, "plan", "pool.yaml")
@@ -150,7 +153,8 @@ def main():
                 break
             except OSError:
                 time.sleep(0.1)
-        latency(moto, url)
+        for seconds in LATENCIES:
+            latency(moto, url, seconds)
         throttled(moto, url)
         observing(moto, url)
     finally:

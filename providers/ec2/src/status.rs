@@ -25,7 +25,7 @@ use crate::refusal::Refusal;
 use crate::request::Parameters;
 
 /// How long the first one waits for others.
-const GATHERING: Duration = Duration::from_millis(10);
+const GATHERING: Duration = Duration::from_millis(5);
 /// How long after one call the next one is made in the long run: EC2 lets an account make some tens of these calls a second.
 const BETWEEN: Duration = Duration::from_millis(200);
 /// What is saved up of that while nobody asks: workers that are made together ask at the same time.
@@ -287,7 +287,7 @@ mod tests {
             assert_eq!(queue.take().len(), 1);
             drop(answered);
         }
-        assert_eq!(at, [10, 20, 30, 40, 50, 210, 410, 610]);
+        assert_eq!(at, [5, 10, 15, 20, 25, 205, 405, 605]);
     }
 
     #[test]
