@@ -28,7 +28,7 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, StreamExt as _};
 use pool_provider::{Progress, SharedProvider, WorkerSpec};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{sleep, timeout};
 
 use self::step::Listener;
 pub use event::{ApplyEvent, ApplyEventKind, Observer};
@@ -380,11 +380,12 @@ impl<'a> PoolRun<'a> {
 
     /// Waits; returns whether the run goes on.
     async fn sleep_unless_stopped(&self, pause: Duration) -> bool {
-        let end = Instant::now() + pause;
-        while !self.is_stopped() && Instant::now() < end {
-            sleep_until(end.min(Instant::now() + STOPPED_WITHIN)).await;
-        }
-        !self.is_stopped()
+        let stopped = async {
+            while !self.is_stopped() {
+                sleep(STOPPED_WITHIN).await;
+            }
+        };
+        timeout(pause, stopped).await.is_err()
     }
 
     async fn step(&self, step: &Step) -> StepResult {

@@ -116,8 +116,7 @@ impl Client {
     /// # Errors
     /// Why that is not known, in words.
     pub(crate) async fn ask_account(&self) -> Result<(), String> {
-        let found = self.access.credentials((self.line.now)()).await;
-        let found = found.map_err(|why| format!("no AWS credentials: {why}"))?;
+        let found = self.found().await?;
         self.whose.learn(&found).await.map_err(|why| why.to_string())
     }
 
@@ -182,10 +181,13 @@ impl Client {
         }
     }
 
-    async fn credentials(&self) -> Result<Credentials, Refusal> {
+    async fn found(&self) -> Result<Credentials, String> {
         let found = self.access.credentials((self.line.now)()).await;
-        let found =
-            found.map_err(|why| Refusal::NoCredentials(format!("no AWS credentials: {why}")))?;
+        found.map_err(|why| format!("no AWS credentials: {why}"))
+    }
+
+    async fn credentials(&self) -> Result<Credentials, Refusal> {
+        let found = self.found().await.map_err(Refusal::NoCredentials)?;
         self.whose.confirm(&found).await.map_err(|why| {
             if matches!(why, Unconfirmed::Other(_)) {
                 self.access.forget(&found);
