@@ -1,12 +1,13 @@
 //! Which attempts a worker gets, and what makes the next one: places without room, too many calls, tokens that are used up.
 //! On a cloud that answers creates as a test says.
 
+use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pool_provider::{
     CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency, Listing, ObservedWorker,
-    PageToken, ProbeOutcome, ProviderError, UpdateRequest, WorkerProvider, WorkerRef,
+    PageToken, ProbeOutcome, Probes, ProviderError, UpdateRequest, WorkerProvider, WorkerRef,
 };
 use pool_sim::{Settings, SimProvider};
 
@@ -14,7 +15,7 @@ use super::support::{GoodCommits, World};
 
 /// What becomes of a create call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+pub(crate) enum Fate {
     Made,
     /// There is no room, and there is another place.
     Full,
@@ -40,18 +41,21 @@ struct Asked {
 
 /// Answers creates one after the other as it is told, the last way for ever.
 #[derive(Clone)]
-struct Scripted {
+pub(crate) struct Scripted {
     inner: SimProvider,
     fates: Arc<Vec<Fate>>,
     asked: Arc<Mutex<Vec<Asked>>>,
     /// Whether nothing is found by its name alone.
     hides: bool,
+    /// Who answers probes, and what; never anything when that is none.
+    pub(crate) probes: (Probes, Option<Result<ProbeOutcome, ProviderError>>),
 }
 
 impl Scripted {
-    fn new(world: &World, fates: &[Fate]) -> Self {
+    pub(crate) fn new(world: &World, fates: &[Fate]) -> Self {
         let fates = Arc::new(fates.to_vec());
-        Self { inner: world.provider(), fates, asked: Arc::default(), hides: false }
+        let probes = (Probes::Worker, Some(Ok(ProbeOutcome::Healthy)));
+        Self { inner: world.provider(), fates, asked: Arc::default(), hides: false, probes }
     }
 
     /// Returns attempt and places passed over of each call.
@@ -67,7 +71,7 @@ impl Scripted {
 
 impl WorkerProvider for Scripted {
     fn describe(&self) -> Description {
-        self.inner.describe()
+        Description { probes: self.probes.0, ..self.inner.describe() }
     }
 
     async fn create(&self, request: &CreateRequest) -> Result<ObservedWorker, ProviderError> {
@@ -115,8 +119,11 @@ impl WorkerProvider for Scripted {
         self.inner.delete(request).await
     }
 
-    async fn probe(&self, worker: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
-        self.inner.probe(worker).await
+    async fn probe(&self, _: &WorkerRef) -> Result<ProbeOutcome, ProviderError> {
+        match &self.probes.1 {
+            Some(answer) => answer.clone(),
+            None => pending().await,
+        }
     }
 }
 

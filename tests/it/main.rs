@@ -49,6 +49,7 @@ mod limits;
 mod local;
 mod model;
 mod pipelines;
+mod probing;
 mod reached;
 mod reference;
 mod reports;
