@@ -108,3 +108,17 @@ impl ProviderError {
         matches!(self, Self::UnknownOutcome(_))
     }
 }
+
+/// Says what went wrong and why, cause by cause: clients of networks tell what happened in the causes only.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(&format!(": {cause_text}"));
+        }
+        source = cause.source();
+    }
+    text
+}

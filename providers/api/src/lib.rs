@@ -12,6 +12,7 @@
 //! | [`secret`]      | where a secret is read                                                 |
 //! | [`error`]       | the named errors: each tells the caller what to do next                 |
 //! | [`provider`]    | the trait [`WorkerProvider`] and its requests; the contract in prose    |
+//! | [`marks`]       | the keys of tags or labels that say who a worker is                    |
 //! | [`mask`]        | keeps secrets out of what is told and kept                              |
 //! | `http`          | HTTP clients, with the feature of that name                             |
 //! | [`shared`]      | [`SharedProvider`]: one provider of any type behind one concrete type   |
@@ -23,6 +24,7 @@ pub mod error;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod identity;
+pub mod marks;
 pub mod mask;
 pub mod provider;
 pub mod secret;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bollard::errors::Error;
 use bollard::{API_DEFAULT_VERSION, Docker};
+use pool_provider::error::chain;
 use pool_provider::{ProviderError, http};
 use tokio::sync::OnceCell;
 
@@ -125,20 +126,6 @@ impl From<Error> for Refusal {
             error => Self::Lost(chain(&error)),
         }
     }
-}
-
-/// The causes are where hyper says what happened.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(&format!(": {cause_text}"));
-        }
-        source = cause.source();
-    }
-    text
 }
 
 impl Refusal {

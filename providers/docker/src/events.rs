@@ -11,7 +11,7 @@ use bollard::models::EventMessage;
 use bollard::query_parameters::EventsOptions;
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
-use pool_provider::DeploymentId;
+use pool_provider::{DeploymentId, marks};
 use tokio::sync::broadcast::{self, Receiver, Sender};
 use tokio::time::sleep;
 
@@ -103,7 +103,7 @@ async fn once(
     }
     // Whoever looked before this moment looks once more.
     let _nobody_listens = sender.send(Event::Any).is_err();
-    let mut filters = labels::filter(&[(labels::DEPLOYMENT, owner.as_str())]);
+    let mut filters = labels::filter(&[(marks::DEPLOYMENT, owner.as_str())]);
     filters.insert("type".to_owned(), vec!["container".to_owned()]);
     // Engines take seconds with a fraction here; dockerd takes no other form.
     let seconds = |time: Timestamp| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond());

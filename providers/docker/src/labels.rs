@@ -5,21 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use pool_provider::marks::{self, ATTEMPT, OPERATION, SPEC_HASH, WORKER};
 use pool_provider::{CreateRequest, DeploymentId, WorkerName};
 
-pub(crate) const DEPLOYMENT: &str = "pool.deployment";
-pub(crate) const PROVIDER: &str = "pool.provider";
-pub(crate) const WORKER: &str = "pool.worker";
 /// The provider's id of the worker: a reset changes the container, and not this.
 pub(crate) const ID: &str = "pool.id";
 /// The container is made by a reset: before it is started it is the worker already.
 const RESET: &str = "pool.reset";
-const POOL: &str = "pool.pool";
-const SLOT: &str = "pool.slot";
-const GENERATION: &str = "pool.generation";
-const ATTEMPT: &str = "pool.attempt";
-const OPERATION: &str = "pool.operation";
-const SPEC_HASH: &str = "pool.spec-hash";
 const LABELS: &str = "pool.labels";
 const TAGS: &str = "pool.tags";
 
@@ -48,21 +40,12 @@ pub(crate) fn write(
     provider: &str,
     of_reset: bool,
 ) -> HashMap<String, String> {
-    let CreateRequest { owner, name, attempt, operation, spec, spec_hash, .. } = request;
-    let own = [
-        (DEPLOYMENT, owner.to_string()),
-        (PROVIDER, provider.to_owned()),
-        (WORKER, name.to_string()),
+    let CreateRequest { owner, name, attempt, spec, .. } = request;
+    let own = marks::of(request, provider).into_iter().chain([
         (ID, id(owner, name, *attempt)),
-        (POOL, name.pool.to_string()),
-        (SLOT, name.slot.to_string()),
-        (GENERATION, name.generation.to_string()),
-        (ATTEMPT, attempt.to_string()),
-        (OPERATION, operation.to_string()),
-        (SPEC_HASH, spec_hash.clone()),
         (LABELS, serde_json::to_string(&spec.labels).unwrap_or_default()),
         (TAGS, serde_json::to_string(&spec.tags).unwrap_or_default()),
-    ];
+    ]);
     // Ours are last: a user's label of the same name does not hide whose it is.
     let users = spec.labels.clone().into_iter();
     let reset = of_reset.then(|| (RESET.to_owned(), "true".to_owned()));

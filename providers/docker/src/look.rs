@@ -143,7 +143,7 @@ impl Engine {
     ) -> Result<T, Refusal> {
         let version = self.docker.client_version();
         let url = format!("{}/v{version}{path}", self.base);
-        let lost = |error: reqwest::Error| Refusal::Lost(crate::engine::chain(&error));
+        let lost = |error: reqwest::Error| Refusal::Lost(pool_provider::error::chain(&error));
         let answer = self.client.get(url).query(query).send().await.map_err(lost)?;
         let status = answer.status();
         let body = answer.bytes().await.map_err(lost)?;

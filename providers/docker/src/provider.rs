@@ -14,7 +14,7 @@ use futures_util::StreamExt as _;
 use pool_provider::{
     About, Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Heard,
     Idempotency, Listing, ObservedWorker, PageToken, ProbeOutcome, Probes, Progress, ProviderError,
-    ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec,
+    ResetRequest, UpdateRequest, WorkerProvider, WorkerRef, WorkerSpec, marks,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -83,7 +83,7 @@ impl DockerProvider {
     ) -> Result<Vec<(Identity, Listed)>, ProviderError> {
         let engine = self.door.engine().await?;
         let mut wanted =
-            vec![(labels::DEPLOYMENT, owner.as_str()), (labels::PROVIDER, self.name.as_str())];
+            vec![(marks::DEPLOYMENT, owner.as_str()), (marks::PROVIDER, self.name.as_str())];
         wanted.extend(label);
         let listed = engine.containers(&wanted).await?.into_iter();
         let identity = |container: &Listed| labels::read(container.labels.as_ref()?);
@@ -356,7 +356,7 @@ impl WorkerProvider for DockerProvider {
     async fn get(&self, worker: &WorkerRef) -> Result<ObservedWorker, ProviderError> {
         let label = match &worker.provider_id {
             Some(id) => (labels::ID, id.clone()),
-            None => (labels::WORKER, worker.name.to_string()),
+            None => (marks::WORKER, worker.name.to_string()),
         };
         let found = self.containers(&worker.owner, Some((label.0, &label.1))).await?;
         let found = workers(found).into_iter().max_by_key(|found| found.attempt);
@@ -375,7 +375,7 @@ impl WorkerProvider for DockerProvider {
         let engine = self.door.engine().await?;
         let gone = async {
             loop {
-                let label = (labels::WORKER, name.to_string());
+                let label = (marks::WORKER, name.to_string());
                 let mut left = self.containers(owner, Some((label.0, &label.1))).await?;
                 left.retain(|(found, _)| match provider_id {
                     Some(id) => *id == found.id,

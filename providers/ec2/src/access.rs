@@ -14,11 +14,11 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use pool_provider::error::chain;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::joint::Joint;
-use crate::refusal::chain;
 use crate::wire::Wire;
 
 /// How long before their end credentials are asked for anew; AWS has new ones ready five minutes before.

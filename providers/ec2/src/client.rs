@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use futures_util::FutureExt as _;
+use pool_provider::error::chain;
 use pool_provider::http;
 use reqwest::header::RETRY_AFTER;
 use serde::de::DeserializeOwned;
@@ -18,7 +19,7 @@ use tracing::trace;
 use crate::access::{Access, chain_of};
 use crate::answer::{Identity, Refused};
 use crate::pace::Pace;
-use crate::refusal::{Refusal, chain};
+use crate::refusal::Refusal;
 use crate::request::Parameters;
 use crate::sign::{Signed, signature};
 use crate::whose::{Ask, Unconfirmed, Whose};

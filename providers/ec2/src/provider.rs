@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pool_provider::marks;
 use pool_provider::{
     About, Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency,
     InPlaceField, Listing, ObservedWorker, PageToken, ProbeOutcome, Probes, ProviderError,
@@ -102,8 +103,8 @@ impl Ec2Provider {
     fn ours(&self, owner: &DeploymentId, states: &[&str]) -> (Parameters, usize) {
         let mut parameters = Parameters::new();
         let by_tag = |key: &str| format!("tag:{key}");
-        add_filter(&mut parameters, 1, &by_tag(tags::DEPLOYMENT), &[owner.as_str()]);
-        add_filter(&mut parameters, 2, &by_tag(tags::PROVIDER), &[&self.name]);
+        add_filter(&mut parameters, 1, &by_tag(marks::DEPLOYMENT), &[owner.as_str()]);
+        add_filter(&mut parameters, 2, &by_tag(marks::PROVIDER), &[&self.name]);
         if states.is_empty() {
             return (parameters, 3);
         }
@@ -137,7 +138,7 @@ impl Ec2Provider {
         let (by, value) = match &worker.provider_id {
             // Whatever became of its other tags.
             Some(id) => ("instance-id".to_owned(), id.clone()),
-            None => (format!("tag:{}", tags::WORKER), worker.name.to_string()),
+            None => (format!("tag:{}", marks::WORKER), worker.name.to_string()),
         };
         add_filter(&mut parameters, next, &by, &[&value]);
         let (mut found, mut seen) = (Vec::new(), BTreeSet::new());

@@ -12,23 +12,17 @@
 
 use std::collections::BTreeMap;
 
+use pool_provider::marks::{
+    self, ATTEMPT, DEPLOYMENT, GENERATION, OPERATION, POOL, PROVIDER, SLOT, SPEC_HASH, WORKER,
+};
 use pool_provider::{CreateRequest, DeploymentId, WorkerName};
 
-pub(crate) const DEPLOYMENT: &str = "pool.deployment";
-pub(crate) const PROVIDER: &str = "pool.provider";
-pub(crate) const WORKER: &str = "pool.worker";
-const POOL: &str = "pool.pool";
-const SLOT: &str = "pool.slot";
-const GENERATION: &str = "pool.generation";
-const ATTEMPT: &str = "pool.attempt";
-const OPERATION: &str = "pool.operation";
-const SPEC_HASH: &str = "pool.spec-hash";
 const NAME: &str = "Name";
 const LABEL: &str = "pool.label.";
 const TAG: &str = "pool.tag.";
 
 /// How many tags say who a worker is.
-const OWN: usize = 10;
+const OWN: usize = 1 + marks::COUNT;
 const MOST: usize = 50;
 const LONGEST_KEY: usize = 128;
 const LONGEST_VALUE: usize = 256;
@@ -49,21 +43,10 @@ pub(crate) struct Identity {
 
 /// Writes all tags of an instance that is to be created.
 pub(crate) fn write(request: &CreateRequest, provider: &str) -> Tags {
-    let CreateRequest { owner, name, attempt, operation, spec, spec_hash, .. } = request;
-    let own: [(&str, String); OWN] = [
-        (NAME, name.object_name(owner)),
-        (DEPLOYMENT, owner.to_string()),
-        (PROVIDER, provider.to_owned()),
-        (WORKER, name.to_string()),
-        (POOL, name.pool.to_string()),
-        (SLOT, name.slot.to_string()),
-        (GENERATION, name.generation.to_string()),
-        (ATTEMPT, attempt.to_string()),
-        (OPERATION, operation.to_string()),
-        (SPEC_HASH, spec_hash.clone()),
-    ];
-    let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
-    users(&spec.labels, &spec.tags).into_iter().chain(own).collect()
+    let object = request.name.object_name(&request.owner);
+    let own = marks::of(request, provider).into_iter().chain([(NAME, object)]);
+    let own = own.map(|(key, value)| (key.to_owned(), value));
+    users(&request.spec.labels, &request.spec.tags).into_iter().chain(own).collect()
 }
 
 /// Writes what says whose a volume is: it goes with its instance, unless an image says otherwise.
