@@ -151,7 +151,7 @@ fn hint_of(error: &anyhow::Error) -> String {
     let of_providers = |cause: &PoolError| matches!(cause, PoolError::Provider { .. });
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<PoolError>());
     if causes.any(of_providers) {
-        return "mend it, or how it is declared, and run again".to_owned();
+        return "mend what it says, or how the provider is declared (`providers` in your files), and run again".to_owned();
     }
     let kind =
         error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);

@@ -188,7 +188,7 @@ fn check_time(pool: &StaticPoolConfig, settle: HumanDuration, broken: &mut Broke
             pool.provisioning.timeout
         );
         let found = Diagnostic::error("short-timeout", summary)
-            .help("what became of a lost call is known only after that");
+            .help("raise `timeout`, or lower `settle`: what became of a lost call is known only after that");
         return broken.push(("/provisioning/timeout".to_owned(), found));
     }
     let by_ec2 = pool.health_check.kind == HealthCheckKind::Provider;

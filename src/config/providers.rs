@@ -179,7 +179,7 @@ impl ProviderKind {
                 format!("of type docker at {host}")
             }
             Self::Ec2(ec2) => {
-                let region = ec2.region.as_deref().unwrap_or("no region");
+                let region = ec2.region.as_deref().unwrap_or("no region (AWS_REGION is not set)");
                 let at = ec2.endpoint.as_ref().map(|endpoint| format!(" at {endpoint}"));
                 let account = ec2.account.as_ref().map(|account| format!(", {account}"));
                 let (at, account) = (at.unwrap_or_default(), account.unwrap_or_default());

@@ -313,8 +313,14 @@ fn explain(
         }
         ValidationErrorKind::Pattern { .. } => {
             let example = example(schema, error.schema_path().as_str());
-            let summary = format!("`{name}` cannot be {}", error.instance());
+            let summary = format!("`{name}` cannot be {}", repeated(error.instance()));
             at_value(Diagnostic::error("bad-format", summary).help(example))
+        }
+        ValidationErrorKind::MaxLength { limit } => {
+            let has = error.instance().as_str().map_or(0, |text| text.chars().count());
+            let summary = format!("`{name}` must have at most {limit} characters, and has {has}");
+            let found = Diagnostic::error("out-of-range", summary);
+            at_value(found.help(what_it_is(schema, error, &name)))
         }
         ValidationErrorKind::MinLength { .. } | ValidationErrorKind::MinItems { .. } => at_value(
             Diagnostic::error("empty", format!("`{name}` must not be empty"))
@@ -374,7 +380,7 @@ fn not_an_option(name: &str, error: &ValidationError<'_>, options: &Value) -> Di
         Some(meant) => format!("did you mean `{meant}`?"),
         None => format!("one of: {}", options.join(", ")),
     };
-    Diagnostic::error("not-an-option", format!("`{name}` cannot be {}", error.instance()))
+    Diagnostic::error("not-an-option", format!("`{name}` cannot be {}", repeated(error.instance())))
         .help(help)
         .instead(meant.map(str::to_owned))
 }
@@ -415,6 +421,14 @@ fn wanted_types(kind: &TypeKind) -> String {
 
 /// How much of a text a message repeats, in characters.
 const LONGEST_SHOWN: usize = 60;
+
+/// Repeats a value, or how it begins.
+fn repeated(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.chars().count() > LONGEST_SHOWN => type_name(value),
+        value => value.to_string(),
+    }
+}
 
 fn type_name(value: &Value) -> String {
     match value {

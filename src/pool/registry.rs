@@ -61,6 +61,11 @@ pub(super) async fn open(
         ProviderKind::Ec2(ec2) => {
             let provider = instances(name, ec2, settings)?;
             let told = provider.ask_account().await;
+            let is_told = provider.describe().about.place.is_some();
+            let told = told.and_then(|()| match place {
+                Some(_) if !is_told => Err(NOBODY_TO_ASK.to_owned()),
+                _ => Ok(()),
+            });
             return match (told, place) {
                 (Err(why), Some(place)) => {
                     let reason = format!(
@@ -95,6 +100,10 @@ pub(super) async fn open(
     }
     Ok(SharedProvider::new(provider))
 }
+
+/// Where it is known whose workers they are, and the API is not AWS's own.
+const NOBODY_TO_ASK: &str =
+    "there is no STS to ask for an endpoint that is not AWS's; set AWS_ENDPOINT_URL_STS";
 
 /// Opens the provider called `name` without asking anybody.
 ///

@@ -62,9 +62,15 @@ pub(super) async fn acquire(
 
 /// Says why nothing is free, with numbers.
 async fn refused(served: &Served, error: AcquireError, pool: Option<PoolId>) -> Problem {
-    let lacks_capacity = matches!(error, AcquireError::NoneFree { .. } | AcquireError::LineFull);
+    let unsure = match error {
+        AcquireError::NoneFree { unsure, .. } => Some(unsure),
+        AcquireError::LineFull => Some(0),
+        _ => None,
+    };
     let mut problem = Problem::from(error);
-    if lacks_capacity && let Ok(summaries) = served.keeper.recent_summaries().await {
+    if let Some(unsure) = unsure
+        && let Ok(summaries) = served.keeper.recent_summaries().await
+    {
         let asked = summaries.iter().filter(|s| pool.as_ref().is_none_or(|pool| *pool == s.pool));
         let mut phases: BTreeMap<String, u32> = BTreeMap::new();
         for summary in asked {
@@ -83,6 +89,14 @@ async fn refused(served: &Served, error: AcquireError, pool: Option<PoolId>) -> 
             let kept = summary.leased_ready + summary.cordoned + summary.suspect;
             let ready = phases.entry("ready".to_owned()).or_default();
             *ready = ready.saturating_sub(kept);
+        }
+        let unsure = u32::try_from(unsure).unwrap_or(u32::MAX);
+        if let Some(ready) = phases.get_mut("ready")
+            && unsure > 0
+        {
+            let unverified = unsure.min(*ready);
+            *ready -= unverified;
+            phases.insert("unverified".to_owned(), unverified);
         }
         problem.0.phases = phases;
     }

@@ -36,7 +36,8 @@ pub struct ProblemBody {
     /// For `unsatisfiable`: what no worker meets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unmet: Vec<String>,
-    /// For `no_capacity`: how many workers are in each phase, and how many of them are leased.
+    /// For `no_capacity`: how many workers are in each phase; of those that are ready, how many are `leased`, `cordoned`,
+    /// `suspect`, or `unverified`, because their probes get no answer.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub phases: BTreeMap<String, u32>,
     /// When it may be worth asking again, in seconds; the header Retry-After as well.
@@ -154,11 +155,16 @@ impl From<AcquireError> for Problem {
                 problem
             }
             AcquireError::TtlTooLong { .. } => Self::invalid(detail),
-            AcquireError::NoneFree { retry_after } => Self::new(
-                "no_capacity",
-                "no worker became free in time; ask again, or wait longer (`wait`)",
-            )
-            .retry_after(retry_after),
+            AcquireError::NoneFree { unsure, retry_after } => {
+                let detail = match unsure {
+                    0 => "no worker became free in time; ask again, or wait longer (`wait`)",
+                    _ => {
+                        "none of the free workers could be found well in time: their probes get no answer (the \
+                          server's log says why), or take longer; ask again, or wait longer (`wait`)"
+                    }
+                };
+                Self::new("no_capacity", detail).retry_after(retry_after)
+            }
             AcquireError::LineFull => {
                 Self::new("no_capacity", detail).retry_after(Duration::from_secs(5))
             }

@@ -359,3 +359,25 @@ async fn who_stood_in_line_is_measured_and_so_is_a_worker_that_nobody_looks_afte
     let text = metrics().await;
     assert!(text.contains("pool_workers_overdue{pool=\"ci\"} 1"), "{text}");
 }
+
+#[tokio::test]
+async fn a_worker_that_nobody_can_ask_for_is_told_as_that_and_not_as_ready() {
+    let unheard = pool_sim::CallFaults { fail_before: 1.0, ..pool_sim::CallFaults::default() };
+    let silent = pool_sim::Settings {
+        faults: [(pool_sim::Call::Probe, unheard)].into(),
+        ..pool_sim::Settings::default()
+    };
+    let yaml = POOL.replace("provider: sim", "provider: local").replace("vm", "process");
+    let api = Api::with_other(&yaml, "local", silent).await;
+    // What is known of them is too long ago.
+    api.advance(Duration::from_secs(3600));
+    api.keeper.begin();
+    for wait in ["0s", "300ms"] {
+        let refused = api.acquire(json!({ "wait": wait })).await;
+        assert_eq!(refused.status, 503, "{}", refused.body);
+        assert_eq!(refused.body["code"], "no_capacity");
+        assert_eq!(refused.body["phases"], json!({ "ready": 0, "unverified": 3 }));
+        let detail = refused.body["detail"].as_str().unwrap();
+        assert!(detail.contains("their probes get no answer"), "{detail}");
+    }
+}

@@ -385,6 +385,16 @@ fn another_account_is_another_place() {
     assert!(refused.stderr.contains(untold), "{}", refused.stderr);
     assert!(refused.stderr.contains("AccessDenied"), "{}", refused.stderr);
     assert!(region.calls("RunInstances").is_empty());
+    // Nor is it believed where there is nobody to ask any more.
+    region.faults(&json!({}));
+    sandbox.set("AWS_ENDPOINT_URL_STS", "");
+    for command in [["plan", "aws.yaml", "ci.yaml"].as_slice(), &["destroy", "--auto-approve"]] {
+        let refused = sandbox.pool(command).exits(1);
+        assert!(refused.stderr.contains(untold), "{}", refused.stderr);
+        assert!(refused.stderr.contains("set AWS_ENDPOINT_URL_STS"), "{}", refused.stderr);
+    }
+    assert!(region.calls("DescribeInstances").is_empty());
+    sandbox.set("AWS_ENDPOINT_URL_STS", &region.url);
     // Nor is what was saved carried out there: each instance would look gone.
     region.faults(&json!({}));
     sandbox.pool(&["plan", "aws.yaml", "ci.yaml", "--destroy", "--out", "saved"]).exits(0);

@@ -128,18 +128,26 @@ impl fmt::Debug for Turn {
 pub struct SharedProvider {
     provider: Arc<dyn ErasedProvider>,
     gate: Option<Arc<dyn Gate>>,
+    /// What it is called where there may be several of its type.
+    name: Option<Arc<str>>,
 }
 
 impl SharedProvider {
     /// Shares `provider`.
     pub fn new(provider: impl WorkerProvider) -> Self {
-        Self { provider: Arc::new(provider), gate: None }
+        Self { provider: Arc::new(provider), gate: None, name: None }
     }
 
     /// Returns the same provider behind `gate`.
     #[must_use]
     pub fn behind(self, gate: Arc<dyn Gate>) -> Self {
         Self { gate: Some(gate), ..self }
+    }
+
+    /// Returns the same provider under a name, by which its calls are logged; without one they are by its type.
+    #[must_use]
+    pub fn called(self, name: &str) -> Self {
+        Self { name: Some(name.into()), ..self }
     }
 
     /// Makes a call, and logs what it came to: which, for whom, how long it took. Never what was sent, for there are
@@ -153,7 +161,10 @@ impl SharedProvider {
         if !tracing::enabled!(Level::DEBUG) {
             return answer.await;
         }
-        let provider = self.provider.describe().kind;
+        let provider = match &self.name {
+            Some(name) => name.to_string(),
+            None => self.provider.describe().kind,
+        };
         let worker = worker.map(ToString::to_string);
         trace!(%provider, call, worker, "asking");
         let watch = Instant::now();

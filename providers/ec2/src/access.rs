@@ -11,6 +11,7 @@ use aws_config::BehaviorVersion;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -151,14 +152,30 @@ pub(crate) fn chain_of(region: String, profile: Option<String>) -> Box<Find> {
     Box::new(move || {
         let (region, profile) = (region.clone(), profile.clone());
         async move {
-            let of_profile = profile.as_ref().map(|name| format!("the profile `{name}`: "));
-            let of_profile = of_profile.unwrap_or_default();
-            let source = source(region, profile).await?;
+            let source = source(region, profile.clone()).await?;
             let found = source.provide_credentials().await;
-            found.map_err(|error| format!("{of_profile}{}", chain(&error)))
+            found.map_err(|error| untold(profile.as_deref(), &error))
         }
         .boxed()
     })
+}
+
+/// Says why there are none, and where they could be.
+fn untold(profile: Option<&str>, error: &CredentialsError) -> String {
+    let why = chain(error);
+    let Some(name) = profile else {
+        return format!(
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a role gives them; \
+             what was tried: {why}"
+        );
+    };
+    match error {
+        CredentialsError::CredentialsNotLoaded(_) => format!(
+            "the profile `{name}` is not there, or says nothing of credentials, in ~/.aws/config and \
+             ~/.aws/credentials or where AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE say: {why}"
+        ),
+        _ => format!("the profile `{name}`: {why}"),
+    }
 }
 
 async fn source(

@@ -31,6 +31,9 @@ const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
 
 /// How long an answer may take. AWS's own tools wait as long.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the answer of a call may take that only looks, and is repeated where there is none: whoever waits is told nothing
+/// meanwhile.
+const PATIENCE_OF_LOOK: Duration = Duration::from_secs(30);
 /// How long a call waits for its turn once there were too many.
 const TURN: Duration = Duration::from_secs(5);
 /// The longest pause that is believed to be asked for.
@@ -133,6 +136,16 @@ impl Client {
         parameters: &Parameters,
     ) -> Result<T, Refusal> {
         self.call_within(Limits::default(), action, parameters).await
+    }
+
+    /// Makes a call that only looks.
+    pub(crate) async fn look<T: DeserializeOwned>(
+        &self,
+        action: &'static str,
+        parameters: &Parameters,
+    ) -> Result<T, Refusal> {
+        let limits = Limits { answer: PATIENCE_OF_LOOK, ..Limits::default() };
+        self.call_within(limits, action, parameters).await
     }
 
     /// Makes a call that may take so long.

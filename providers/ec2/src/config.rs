@@ -98,6 +98,14 @@ const PARTITIONS: [(&str, &str); 7] = [
     ("", "amazonaws.com"),
 ];
 
+/// Returns whether this can be the name of a region: what the environment says went through no schema.
+pub(crate) fn is_region(region: &str) -> bool {
+    let is_part =
+        |part: &str| !part.is_empty() && part.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9'));
+    let (area, rest) = region.split_once('-').unwrap_or_default();
+    area.len() >= 2 && area.chars().all(|c| c.is_ascii_lowercase()) && rest.split('-').all(is_part)
+}
+
 /// Returns the region's own endpoint of a service.
 fn of_region(service: &str, region: &str) -> String {
     let of = PARTITIONS.iter().find(|(begin, _)| region.starts_with(begin));

@@ -19,7 +19,7 @@ use tracing::warn;
 
 use crate::answer::{Described, Done, Instance, Run};
 use crate::client::{Client, Now};
-use crate::config::Config;
+use crate::config::{Config, is_region};
 use crate::looks::Looks;
 use crate::refusal::Refusal;
 use crate::request::{self, Parameters, add_filter, add_tags};
@@ -78,6 +78,11 @@ impl Ec2Provider {
             let why = "it has no region: set `region` in its settings, or AWS_REGION (that of a profile is not read)";
             return Err(why.to_owned());
         };
+        if !is_region(&region) {
+            return Err(format!(
+                "`{region}` is no region: `region` in its settings or AWS_REGION is one like eu-central-1"
+            ));
+        }
         let endpoint = config.endpoint().unwrap_or_default();
         let asks = (settings.identity, settings.now);
         let client = Client::new((region, endpoint), config.profile.clone(), asks)?;
@@ -121,7 +126,7 @@ impl Ec2Provider {
     ) -> Result<(Vec<(Option<Identity>, Instance)>, Option<String>), Refusal> {
         parameters.push(("MaxResults".to_owned(), PAGE.to_owned()));
         parameters.extend(token.map(|token| ("NextToken".to_owned(), token.to_owned())));
-        let described: Described = self.client.call("DescribeInstances", &parameters).await?;
+        let described: Described = self.client.look("DescribeInstances", &parameters).await?;
         let (instances, next) = described.into_page();
         let whose =
             |instance: Instance| (tags::read(&instance.tag_set, owner, &self.name), instance);
@@ -204,7 +209,7 @@ impl Ec2Provider {
     async fn instance(&self, id: &str) -> Result<Option<Instance>, Refusal> {
         let mut parameters = Parameters::new();
         add_filter(&mut parameters, 1, "instance-id", &[id]);
-        let described: Described = self.client.call("DescribeInstances", &parameters).await?;
+        let described: Described = self.client.look("DescribeInstances", &parameters).await?;
         let (instances, _) = described.into_page();
         Ok(instances.into_iter().find(|instance| instance.instance_id == id))
     }

@@ -223,6 +223,14 @@ fn advice(code: &str) -> &'static str {
         }
         "OperationNotPermitted" => "; take its termination protection off first",
         "OptInRequired" => "; the region has to be enabled for the account",
+        code if code.starts_with("InvalidAMIID.") => "; `image` says it",
+        code if code.starts_with("InvalidSubnet") => {
+            "; `subnets` of the pool's `ec2` or of the provider says it"
+        }
+        code if code.starts_with("InvalidGroup") || code.starts_with("InvalidSecurityGroup") => {
+            "; `security_groups` of the pool's `ec2` or of the provider says it"
+        }
+        code if code.starts_with("InvalidKeyPair.") => "; `key_name` says it",
         _ => "",
     }
 }

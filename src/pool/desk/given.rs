@@ -33,6 +33,8 @@ pub enum AcquireError {
     /// Not enough workers became free in time.
     #[error("no worker is free")]
     NoneFree {
+        /// How many would do, and could not be found well in time: their probes get no answer, or took too long.
+        unsure: usize,
         /// When it may be worth asking again.
         retry_after: Duration,
     },

@@ -12,7 +12,7 @@ mod given;
 mod tasks;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ struct Waiter {
     since: Stopwatch,
     /// Whether it is only there until the stale workers are probed.
     only_for_probes: bool,
+    /// How many workers would do of which it is not known whether they are well.
+    unsure: Arc<AtomicUsize>,
     answer: oneshot::Sender<Result<Given, AcquireError>>,
 }
 
@@ -188,21 +190,21 @@ impl Desk {
             // A repeated request is answered whatever its place would be.
             return Ok(self.note(self.guard(&ask, answer), since));
         }
-        let stale = if nobody_waits {
+        let unsure = Arc::new(AtomicUsize::new(0));
+        if nobody_waits {
             match self.try_now(&ask).await? {
                 Tried::Given(given) => return Ok(self.note(given, since)),
-                Tried::NoneFree(stale) => !stale.is_empty(),
+                Tried::NoneFree(stale) if wait.is_zero() && stale.is_empty() => {
+                    return Err(self.none_free(0));
+                }
+                Tried::NoneFree(stale) => unsure.store(stale.len(), Ordering::Relaxed),
             }
-        } else {
-            true
-        };
-        if wait.is_zero() && !stale {
-            return Err(self.none_free());
         }
         let patience = if wait.is_zero() { PROBE_PATIENCE } else { wait };
         let (answer, answered) = oneshot::channel();
         let only_for_probes = wait.is_zero();
-        let waiter = Waiter { ask: Arc::clone(&ask), since, only_for_probes, answer };
+        let (asked, seen) = (Arc::clone(&ask), Arc::clone(&unsure));
+        let waiter = Waiter { ask: asked, since, only_for_probes, unsure: seen, answer };
         let _place = {
             let mut line = self.line();
             if self.closing.load(Ordering::SeqCst) {
@@ -225,7 +227,7 @@ impl Desk {
             }
             Ok(Ok(Err(error))) => Err(error),
             Ok(Err(_)) => Err(AcquireError::Closing),
-            Err(_) => Err(self.none_free()),
+            Err(_) => Err(self.none_free(unsure.load(Ordering::Relaxed))),
         }
     }
 
@@ -266,8 +268,8 @@ impl Desk {
         }
     }
 
-    fn none_free(&self) -> AcquireError {
-        AcquireError::NoneFree { retry_after: self.retry_after() }
+    fn none_free(&self, unsure: usize) -> AcquireError {
+        AcquireError::NoneFree { unsure, retry_after: self.retry_after() }
     }
 
     /// When a worker is likely to be free for one more: from how fast workers came back lately.
@@ -370,13 +372,18 @@ impl Desk {
                 Ok(Outcomes::Wait(stale)) => {
                     probing |= self.probe_some(&stale);
                     let mut line = self.line();
-                    let only_for_probes = line.get(place).is_some_and(|w| w.only_for_probes);
+                    let waiter = line.get(place);
+                    let only_for_probes = waiter.is_some_and(|waiter| {
+                        waiter.unsure.store(stale.len(), Ordering::Relaxed);
+                        waiter.only_for_probes
+                    });
                     if only_for_probes
                         && !probing
                         && let Some(waiter) = line.leave(place)
                     {
                         drop(line);
-                        let _hung_up = waiter.answer.send(Err(self.none_free())).is_err();
+                        let _hung_up =
+                            waiter.answer.send(Err(self.none_free(stale.len()))).is_err();
                     }
                 }
                 Ok(Outcomes::Answer(answer)) => {

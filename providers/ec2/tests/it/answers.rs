@@ -102,6 +102,16 @@ fn a_region_has_to_be_known() {
         now: std::sync::Arc::new(|| std::time::SystemTime::UNIX_EPOCH),
         identity: None,
     };
-    let why = pool_ec2::Ec2Provider::new(Config::default(), settings).unwrap_err();
+    let refused = |region: Option<&str>| {
+        let config = Config { region: region.map(str::to_owned), ..Config::default() };
+        pool_ec2::Ec2Provider::new(config, settings.clone()).unwrap_err()
+    };
+    let why = refused(None);
     assert!(why.contains("set `region` in its settings, or AWS_REGION"), "{why}");
+    // The environment's went through no schema.
+    for wrong in ["eu-central-1 ", "Frankfurt am Main", "eu", "eu-", "eu--1", "EU-central-1", "e-1"]
+    {
+        let why = refused(Some(wrong));
+        assert!(why.starts_with(&format!("`{wrong}` is no region")), "{why}");
+    }
 }
