@@ -245,6 +245,23 @@ fn shortened(message: &str) -> String {
 mod tests {
     use super::*;
 
+    #[test]
+    fn what_is_refused_of_a_spec_says_which_key_it_stands_under() {
+        for (code, key) in [
+            ("InvalidAMIID.NotFound", "`image`"),
+            ("InvalidSubnetID.NotFound", "`subnets`"),
+            ("InvalidGroup.NotFound", "`security_groups`"),
+            ("InvalidGroupId.Malformed", "`security_groups`"),
+            ("InvalidKeyPair.NotFound", "`key_name`"),
+        ] {
+            let (code, message) = (code.to_owned(), "no".to_owned());
+            let refusal = Refusal::Code { code, message, retry_after: None };
+            let told = refusal.of_create("creating", Others::Follow).to_string();
+            assert!(told.starts_with("invalid spec: creating: Invalid"), "{told}");
+            assert!(told.contains(&format!("; {key}")), "{told}");
+        }
+    }
+
     fn named(code: &str, message: &str) -> (&'static str, &'static str) {
         let (code, message) = (code.to_owned(), message.to_owned());
         let refusal = Refusal::Code { code, message, retry_after: None };
