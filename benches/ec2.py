@@ -125,8 +125,8 @@ def observing(moto, proxy):
     asked(f"{proxy}/-/faults", {})
     path = folder(proxy, 1)
     pool(path, "apply", "pool.yaml", "--auto-approve")
-    # moto takes longer over each look the more instances it has: pool looks at each one it makes, and would be at it for
-    # half an hour. So the others bear the tags of the first, as other slots that the state has lost.
+    # moto takes longer over each look the more instances it has: pool looks at each one it makes, and had half of them
+    # after seven minutes. So the others bear the tags of the first, as other slots that the state has lost.
     script(moto, "[own] = [i for r in ec2.describe_instances()['Reservations'] for i in r['Instances']]; "
                  "tags = {tag['Key']: tag['Value'] for tag in own['Tags']}; "
                  "of = lambda n: {**tags, 'pool.worker': f'bench-{n}-1', 'pool.slot': str(n)}; "

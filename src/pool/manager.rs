@@ -101,10 +101,14 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
         Self { desk: Arc::new(OnceLock::from(desk)), ..self }
     }
 
+    fn shared(&self) -> SharedProvider {
+        SharedProvider::new(self.worker_provider.clone()).called(self.config.provider_name())
+    }
+
     fn desk(&self) -> &Arc<Desk> {
         self.desk.get_or_init(|| {
             let name = self.config.provider_name().to_owned();
-            let shared = SharedProvider::new(self.worker_provider.clone());
+            let shared = self.shared();
             let providers = Providers::given(BTreeMap::from([(name, shared)]));
             let prober = Prober::new(self.store.clone(), providers, self.clock.clone());
             Desk::open(self.store.clone(), self.clock.clone(), prober)
@@ -122,7 +126,7 @@ impl<T: WorkerProvider + Clone> StaticPoolManager<T> {
     }
 
     fn reconciler(&self) -> Reconciler {
-        let shared = SharedProvider::new(self.worker_provider.clone());
+        let shared = self.shared();
         Reconciler {
             store: self.store.clone(),
             providers: BTreeMap::from([(self.config.provider_name().to_owned(), shared)]),
@@ -187,7 +191,7 @@ impl<T: WorkerProvider + Clone> ResourcePool for StaticPoolManager<T> {
 
     fn observe(&self) -> PoolFuture<'_, Listed> {
         Box::pin(async {
-            let shared = SharedProvider::new(self.worker_provider.clone());
+            let shared = self.shared();
             let limit = Effort::PATIENT.timeout;
             observe(&shared, self.store.deployment(), limit).await.map_err(|error| {
                 let name = self.config.provider_name().to_owned();

@@ -234,7 +234,7 @@ impl Providers {
     ) -> Result<SharedProvider, PoolError> {
         let dressed = opened.map(|bare| {
             let suggested = bare.describe().about.max_concurrency;
-            let dressed = (opening.dress)(name, bare.called(name)).called(name);
+            let dressed = (opening.dress)(name, bare).called(name);
             let mut limits = reached.config.limits.clone();
             limits.max_concurrency = limits.max_concurrency.or(suggested);
             match Limiter::new(name, &limits, opening.store.clone()) {

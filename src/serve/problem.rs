@@ -37,7 +37,7 @@ pub struct ProblemBody {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unmet: Vec<String>,
     /// For `no_capacity`: how many workers are in each phase; of those that are ready, how many are `leased`, `cordoned`,
-    /// `suspect`, or `unverified`, because their probes get no answer.
+    /// `suspect`, or `unverified`, because their probes get no answer (at most 64 are looked at).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub phases: BTreeMap<String, u32>,
     /// When it may be worth asking again, in seconds; the header Retry-After as well.

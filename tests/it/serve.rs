@@ -119,6 +119,21 @@ fn an_answered_lease_survives_kill_9_and_the_server_comes_back() {
 }
 
 #[test]
+fn a_server_logs_each_call_of_a_provider_once() {
+    let sandbox = applied();
+    let server = Server::start(&sandbox, &["-v"]);
+    let (status, _) = server.call("POST", "/v1/workers/web-0-1/replace", &json!({}));
+    assert!(status < 300, "{status}");
+    let of = |call: &str, worker: &str| {
+        let log = sandbox.read("serve.log");
+        let (call, worker) = (format!("\"call\":\"{call}\""), format!("\"worker\":\"{worker}\""));
+        log.lines().filter(|line| line.contains(&call) && line.contains(&worker)).count()
+    };
+    wait_until("it is replaced", || of("delete", "web-0-1") > 0 && of("create", "web-0-2") > 0);
+    assert_eq!((of("delete", "web-0-1"), of("create", "web-0-2")), (1, 1));
+}
+
+#[test]
 fn one_server_serves_a_state_and_only_this_machine() {
     let sandbox = applied();
     let server = Server::start(&sandbox, &[]);

@@ -128,7 +128,7 @@ impl fmt::Debug for Turn {
 pub struct SharedProvider {
     provider: Arc<dyn ErasedProvider>,
     gate: Option<Arc<dyn Gate>>,
-    /// What it is called where there may be several of its type.
+    /// What it is called. Its calls are logged by that, and not without: what it stands in is called, and logs them.
     name: Option<Arc<str>>,
 }
 
@@ -144,7 +144,7 @@ impl SharedProvider {
         Self { gate: Some(gate), ..self }
     }
 
-    /// Returns the same provider under a name, by which its calls are logged; without one they are by its type.
+    /// Returns the same provider under a name, by which its calls are logged; without one they are not.
     #[must_use]
     pub fn called(self, name: &str) -> Self {
         Self { name: Some(name.into()), ..self }
@@ -158,12 +158,8 @@ impl SharedProvider {
         worker: Option<&WorkerName>,
         answer: Answer<'_, T>,
     ) -> Result<T, ProviderError> {
-        if !tracing::enabled!(Level::DEBUG) {
+        let Some(provider) = self.name.as_ref().filter(|_| tracing::enabled!(Level::DEBUG)) else {
             return answer.await;
-        }
-        let provider = match &self.name {
-            Some(name) => name.to_string(),
-            None => self.provider.describe().kind,
         };
         let worker = worker.map(ToString::to_string);
         trace!(%provider, call, worker, "asking");

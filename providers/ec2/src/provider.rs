@@ -8,11 +8,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pool_provider::marks;
 use pool_provider::{
     About, Consistency, CreateRequest, DeleteRequest, DeploymentId, Description, Idempotency,
     InPlaceField, Listing, ObservedWorker, PageToken, ProbeOutcome, Probes, ProviderError,
-    UpdateRequest, WorkerProvider, WorkerRef,
+    UpdateRequest, WorkerProvider, WorkerRef, marks,
 };
 use tokio::time::{Instant, timeout};
 use tracing::warn;
